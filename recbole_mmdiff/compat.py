@@ -1,0 +1,349 @@
+"""The only place that works around RecBole 1.2 against today's numpy, pandas, scipy and torch.
+
+Every workaround is a ``Patch``: the RecBole modules that it mends, why, whether the installed
+versions need it, and how to apply it. ``install`` registers an import hook that applies them right
+after such a module has run, and mends those that are loaded already. Nothing outside RecBole
+changes: a mended module sees numpy, torch, ... through a ``Namespace`` that replaces a few names.
+Spawned workers are mended too, for unpickling any of our objects imports this package.
+
+Neither torch nor RecBole is imported here before a RecBole module is.
+"""
+
+import builtins
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from enum import Enum
+from functools import cache, partial
+from importlib import metadata
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any
+
+_MARK = "_recbole_mmdiff_patches"  # Module attribute: the patches that were applied to it.
+
+
+@dataclass(frozen=True)
+class Patch:
+    """One workaround: ``apply`` changes a module after it ran, if ``needed()``.
+
+    ``number`` is the same for the patches that mend one breakage, ``modules`` a regular expression
+    for the names of the modules concerned. With ``around``, ``apply`` is instead a context manager
+    that holds while the module runs.
+    """
+
+    number: int
+    name: str
+    modules: str
+    reason: str
+    needed: Callable[[], bool]
+    apply: Callable[[ModuleType], Any]
+    around: bool = False
+
+
+PATCHES: list[Patch] = []
+
+
+def _patch(number: int, modules: str, needed: Callable[[], bool], **options: bool) -> Callable:
+    """Register the decorated function as a patch; the first line of its docstring is the reason."""
+
+    def register(apply: Callable) -> Callable:
+        name, reason = apply.__name__.strip("_"), apply.__doc__.splitlines()[0]
+        PATCHES.append(Patch(number, name, "recbole." + modules, reason, needed, apply, **options))
+        return apply
+
+    return register
+
+
+@cache
+def release(package: str) -> tuple[int, ...]:
+    """The installed release of a package, (2, 4, 6) for "2.4.6"; () if it is not installed."""
+    try:
+        return tuple(map(int, re.findall(r"\d+", metadata.version(package))[:3]))
+    except metadata.PackageNotFoundError:
+        return ()
+
+
+def active_patches() -> list[Patch]:
+    """The patches that the installed versions need, in order of number."""
+    return sorted((patch for patch in PATCHES if patch.needed()), key=lambda patch: patch.number)
+
+
+def install() -> None:
+    """Mend RecBole's modules: those loaded already now, the others when they are imported.
+
+    May be called again without effect.
+    """
+    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Finder())
+    for name in [name for name in sys.modules if _patches_for(name)]:
+        _mend(sys.modules[name])
+
+
+def _patches_for(name: str) -> list[Patch]:
+    if not name.startswith("recbole."):
+        return []
+    return [patch for patch in PATCHES if re.fullmatch(patch.modules, name) and patch.needed()]
+
+
+def _mend(module: ModuleType) -> None:
+    applied = vars(module).setdefault(_MARK, set())
+    for patch in _patches_for(module.__name__):
+        if patch.name not in applied and not patch.around:
+            patch.apply(module)
+            applied.add(patch.name)
+
+
+def _run_mended(run: Callable[[ModuleType], None], module: ModuleType) -> None:
+    """Run a module that is being imported, and mend it."""
+    vars(module).pop(_MARK, None)  # A reloaded module starts anew but keeps its attributes.
+    with ExitStack() as stack:
+        for patch in _patches_for(module.__name__):
+            if patch.around:
+                stack.enter_context(patch.apply(module))
+        run(module)
+    _mend(module)
+
+
+class _Finder:
+    """Finds the modules that have patches as the other finders do, and has them mended."""
+
+    def find_spec(self, name: str, path: Sequence[str] | None, target: Any = None) -> Any:
+        if not _patches_for(name):
+            return None
+        others = (finder for finder in sys.meta_path if finder is not self)
+        spec = next(filter(None, (other.find_spec(name, path, target) for other in others)), None)
+        if spec is not None:  # Every module of a folder has a loader of its own.
+            spec.loader.exec_module = partial(_run_mended, spec.loader.exec_module)
+        return spec
+
+
+class Namespace(ModuleType):
+    """A module of which a few names are replaced; every other name is looked up in the original."""
+
+    def __init__(self, original: ModuleType, **names: Any) -> None:
+        super().__init__(original.__name__)
+        vars(self).update(names, _original=original)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(vars(self)["_original"], name)
+
+
+def _numpy_2() -> bool:
+    return release("numpy") >= (2,)
+
+
+def _pandas_3() -> bool:
+    return release("pandas") >= (3,)
+
+
+def _always() -> bool:
+    return True
+
+
+def _ray_cannot_start() -> bool:
+    return not release("ray") or (release("ray") < (2, 7) and find_spec("pkg_resources") is None)
+
+
+def _ray_breaks_on_numpy() -> bool:
+    return _numpy_2() and release("ray") < (2, 7)
+
+
+@_patch(1, r"quick_start\.quick_start", _ray_cannot_start, around=True)
+@_patch(2, r"quick_start\.quick_start", _ray_breaks_on_numpy, around=True)
+@contextmanager
+def _stand_in_for_ray(module: ModuleType) -> Iterator[None]:
+    """quick_start imports ray: absent, or wants setuptools < 82 (1) or numpy 1's bool8 (2).
+
+    It uses ``tune.report`` only, which does nothing outside a ray session: so does this stand-in.
+    """
+    ray, tune = ModuleType("ray"), ModuleType("ray.tune")
+    ray.tune, tune.report = tune, lambda *args, **metrics: None
+    names = {"ray": ray, "ray.tune": tune}
+    before = {name: sys.modules[name] for name in names.keys() & sys.modules.keys()}
+    sys.modules.update(names)
+    try:
+        yield
+    finally:
+        for name in names:
+            del sys.modules[name]
+        sys.modules.update(before)
+
+
+@_patch(3, r"config\.configurator", _numpy_2)
+def _config_without_aliases(module: ModuleType) -> None:
+    """Config() makes global aliases out of np.float_ and others, which numpy 2 removed."""
+    module.Config.compatibility_settings = lambda self: None
+
+
+@_patch(3, r"(evaluator\.metrics|data\.(interaction|dataset\.dataset)|trainer\.\w+)", _numpy_2)
+def _old_numpy_names(module: ModuleType) -> None:
+    """np.float, np.bool and np.str are used, which numpy 2 lacks and Config cannot bring back."""
+    np = module.np
+    module.np = Namespace(np, float=np.float64, int=np.int_, bool=np.bool_, str=np.str_)
+
+
+@_patch(
+    4,
+    r"model\.\w+\.(spectralcf|gcmc|lightgcn|ngcf|ncl|kgin|mcclk)",
+    lambda: release("scipy") >= (1, 13),
+)
+def _dok_update(module: ModuleType) -> None:
+    """Graph models fill their adjacency with dok_matrix._update, which scipy 1.13 removed.
+
+    They fill it once and then only read it, which a CSR matrix does as well, and faster.
+    """
+    from scipy import sparse
+
+    class FilledOnce(sparse.csr_matrix):
+        def _update(self, cells: dict[tuple[int, int], float]) -> None:
+            rows, columns = zip(*cells, strict=True) if cells else ((), ())
+            values = (list(cells.values()), (rows, columns))
+            self.__init__(values, shape=self.shape, dtype=self.dtype)
+
+    module.sp = Namespace(module.sp, dok_matrix=FilledOnce)
+
+
+@_patch(5, r"(trainer\.trainer|model\.\w+\.(convncf|nais|ract|neumf|kd_dagfm|s3rec))", _always)
+def _plain_checkpoints(module: ModuleType) -> None:
+    """Checkpoints pickle the Config, which torch >= 2.6 does not load, and which can run code."""
+    from recbole_mmdiff import storage
+
+    def load(f: Any, map_location: Any = "cpu", **ignored: Any) -> Any:
+        return storage.load_plain(f, map_location)
+
+    def save(obj: Any, f: Any, **ignored: Any) -> None:
+        storage.save_plain(_without_modules(obj), f)
+
+    module.torch = Namespace(module.torch, load=load, save=save)
+
+
+def _without_modules(obj: Any) -> Any:
+    """Leave out of a checkpoint the modules, which "state_dict" holds already.
+
+    NeuMF saves itself where its loader wants a state dictionary. DIN, SASRecF and others list their
+    embedding layers in "other_parameter".
+    """
+    from torch import nn
+
+    if isinstance(obj, nn.Module):
+        return obj.state_dict()
+    if not (isinstance(obj, dict) and isinstance(obj.get("other_parameter"), dict)):
+        return obj
+    stored = {name.split(".")[0] for name in obj["state_dict"]}
+    others = obj["other_parameter"].items()
+    kept = {k: v for k, v in others if not (isinstance(v, nn.Module) and k in stored)}
+    return {**obj, "other_parameter": kept}
+
+
+@_patch(5, r"quick_start\.quick_start", _always)
+def _load_from_plain(module: ModuleType) -> None:
+    """load_data_and_model builds the dataset out of the pickled Config of a checkpoint."""
+
+    def load_data_and_model(model_file: str) -> tuple:
+        """Config, model, dataset and its three loaders, out of the checkpoint of a RecBole model.
+
+        What depends on the machine, such as the device, is settled anew rather than restored.
+        """
+        from recbole_mmdiff.storage import load_plain
+
+        checkpoint = load_plain(model_file)
+        config = _restore_config(module.Config, checkpoint["config"])
+        module.init_seed(config["seed"], config["reproducibility"])
+        module.init_logger(config)
+        dataset = module.create_dataset(config)
+        loaders = module.data_preparation(config, dataset)
+        module.init_seed(config["seed"], config["reproducibility"])
+        model = module.get_model(config["model"])(config, loaders[0]._dataset)
+        model = model.to(config["device"])
+        model.load_state_dict(checkpoint["state_dict"])
+        model.load_other_parameter(checkpoint.get("other_parameter"))
+        return config, model, dataset, *loaders
+
+    module.load_data_and_model = load_data_and_model
+
+
+def _restore_config(config_class: Callable, entries: dict[str, Any]) -> Any:
+    """A Config with these entries, set afterwards: it runs the strings that it is given as code."""
+    config = config_class(model=entries["model"], dataset=entries["dataset"])
+    settings = config.final_config_dict
+    for key in entries.keys() - {"device", "gpu_id", "local_rank", "single_spec"}:
+        kind = type(settings.get(key))
+        settings[key] = kind[entries[key]] if issubclass(kind, Enum) else entries[key]
+    return config
+
+
+@_patch(6, r"data\.dataset\.(dataset|kg_dataset|sequential_dataset)", _pandas_3)
+def _len_of_cells(module: ModuleType) -> None:
+    """column.agg(len) means the length of every cell, and in pandas 3 that of the column.
+
+    These modules give a column to ``len`` in no other place, so theirs can map over it.
+    """
+    from pandas import Series
+
+    def length(obj: Any) -> Any:
+        return obj.map(builtins.len) if isinstance(obj, Series) else builtins.len(obj)
+
+    module.len = length
+
+
+@_patch(7, r"data\.dataset\.dataset", _pandas_3)
+def _missing_sequences(module: ModuleType) -> None:
+    """A missing cell of a _seq column crashes: it is filled in a copy of the column in pandas 3."""
+    pd = module.pd
+
+    def read_csv(*args: Any, **kwargs: Any) -> Any:
+        frame = pd.read_csv(*args, **kwargs)
+        return frame.fillna({name: "" for name in frame if str(name).endswith("_seq")})
+
+    module.pd = Namespace(pd, read_csv=read_csv)
+
+
+@_patch(8, r"data\.dataset\.dataset", _pandas_3)
+def _missing_values(module: ModuleType) -> None:
+    """Missing tokens become huge ids, floats stay NaN: they are filled in a copy in pandas 3."""
+    import numpy as np
+
+    types = module.FeatureType
+
+    def _fill_nan(self: Any) -> None:
+        """Missing tokens become [PAD], which is 0, floats the mean, sequences empty."""
+        for feat in (getattr(self, name) for name in self.feat_name_list):
+            for field in feat:
+                ftype, column = self.field2type[field], feat[field]
+                if ftype == types.TOKEN:
+                    feat[field] = column.fillna(0).astype(np.int64)
+                elif ftype == types.FLOAT:
+                    feat[field] = column.fillna(column.mean())
+                else:
+                    empty = np.array([], np.int64 if ftype == types.TOKEN_SEQ else np.float64)
+                    feat[field] = column.map(lambda x, e=empty: e if isinstance(x, float) else x)
+
+    module.Dataset._fill_nan = _fill_nan
+
+
+@_patch(9, r"trainer\.hyper_tuning", lambda: release("hyperopt") >= (0, 2, 7))
+def _generator_for_hyperopt(module: ModuleType) -> None:
+    """Exhaustive search gives a RandomState where hyperopt >= 0.2.7 wants numpy's Generator."""
+    np = module.np
+    module.np = Namespace(np, random=Namespace(np.random, RandomState=np.random.default_rng))
+
+
+@_patch(10, r"trainer\.trainer", _always)
+def _tensorboard_of_the_run(module: ModuleType) -> None:
+    """TensorBoard files go to the working directory, not to the run_folder of a log handler."""
+    elsewhere = module.get_tensorboard
+
+    def get_tensorboard(logger: logging.Logger) -> Any:
+        for handler in (*logger.handlers, *logging.getLogger().handlers):
+            if folder := getattr(handler, "run_folder", None):
+                from torch.utils.tensorboard import SummaryWriter
+
+                return SummaryWriter(os.path.join(folder, "tensorboard"))
+        return elsewhere(logger)
+
+    module.get_tensorboard = get_tensorboard

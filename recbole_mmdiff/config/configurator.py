@@ -1,0 +1,253 @@
+"""RecBole's Config with our defaults, values parsed as YAML, and keys that are checked."""
+
+import copy
+import os
+from pathlib import Path
+
+import yaml
+from recbole.config import Config as RecBoleConfig
+from recbole.evaluator import metric_types, smaller_metrics
+from recbole.utils import EvaluatorType, ModelType
+
+from recbole_mmdiff.config.keys import check_known, check_types, model_keys, recbole_keys
+from recbole_mmdiff.config.sources import Loader, merge, parse_value, properties_path, read_yaml
+from recbole_mmdiff.errors import ConfigError, one_of
+from recbole_mmdiff.model.registry import get_model
+
+DOMAINS = ("source_domain", "target_domain")
+PASSES = ("rating", "ranking_full", "ranking_labeled")
+
+
+class Config(RecBoleConfig):
+    """The configuration of one run.
+
+    Lowest first: RecBole's defaults, ``properties/overall.yaml``, ``properties/cross_domain.yaml``
+    (two domains only), ``properties/model/<Model>.yaml``, ``properties/dataset/<dataset>.yaml``,
+    the configuration files in their order, ``config_dict``, ``overrides``. Mappings are merged key
+    by key, everything else is replaced. Unlike RecBole's, it reads no ``sys.argv`` and evaluates
+    no strings.
+
+    Args:
+        model: name or class of the model; None takes the key ``model``.
+        dataset: name of the data set, or of a pair of domains in ``properties/dataset``; None
+            takes the key ``dataset``, else the two domain blocks, else the embedded default pair.
+        config_file_list: YAML files, lowest first.
+        config_dict: values set from Python; strings among them are parsed as YAML.
+        overrides: values of the command line, as ``parse_overrides`` gives them.
+
+    Attributes:
+        origin: for every key set by hand, the file or "command line" that it came from.
+        run_dict: the merged values before RecBole derives others from them: what a run folder's
+            ``config.yaml`` holds, and what builds the same configuration again.
+
+    Raises:
+        ConfigError: unknown key, wrong type, unreadable file, or a value that is not accepted.
+    """
+
+    def __init__(self, model=None, dataset=None, config_file_list=None, config_dict=None,
+                 overrides=None):
+        self._overrides = overrides or {}
+        self.origin: dict[str, str] = {}
+        super().__init__(model, dataset, config_file_list, config_dict)
+        self._settle_evaluation()
+
+    # ---- reading -----------------------------------------------------------------------------
+
+    def _build_yaml_loader(self):
+        return Loader
+
+    def _load_config_files(self, file_list):
+        merged: dict = {}
+        for path in file_list or ():
+            content = read_yaml(path)
+            self.origin.update(dict.fromkeys(content, str(path)))
+            merged = merge(merged, content)
+        return merged
+
+    def _convert_config_dict(self, config_dict):
+        return {key: parse_value(value) if isinstance(value, str) else value
+                for key, value in config_dict.items()}
+
+    def _load_variable_config_dict(self, config_dict):
+        self.origin.update(dict.fromkeys(config_dict or (), "config_dict"))
+        return super()._load_variable_config_dict(config_dict)
+
+    def _load_cmd_line(self):
+        self.origin.update(dict.fromkeys(self._overrides, "command line"))
+        return self._overrides
+
+    def _merge_external_config_dict(self):
+        self.external_config_dict = merge(
+            merge(self.file_config_dict, self.variable_config_dict), self.cmd_config_dict)
+
+    # ---- model, data set, defaults ------------------------------------------------------------
+
+    def _get_model_and_dataset(self, model, dataset):
+        model = model or self.external_config_dict.get("model")
+        if model is None:
+            raise ConfigError("model: none is given, write --model=NAME (for instance DiffCDR)")
+        model_class = get_model(model) if isinstance(model, str) else model
+        dataset = dataset or self.external_config_dict.get("dataset")
+        if dataset is None:
+            blocks = [self.external_config_dict.get(domain) for domain in DOMAINS]
+            named = [block["dataset"] for block in blocks if block and "dataset" in block]
+            dataset = "-".join(named) or "ml100k-pair"
+        return model_class.__name__, model_class, str(dataset)
+
+    def _load_internal_config_dict(self, model, model_class, dataset):
+        super()._load_internal_config_dict(model, model_class, dataset)
+        dataset_defaults = self._our_defaults(f"dataset/{dataset}.yaml")
+        blocks = merge(dataset_defaults, self.external_config_dict)
+        files = ["overall.yaml", f"model/{model}.yaml"]
+        if blocks.get("target_domain"):
+            files.insert(1, "cross_domain.yaml")
+        ours = {}
+        for name in files:
+            ours = merge(ours, self._our_defaults(name))
+        self.our_keys = set(ours)
+        self.internal_config_dict = merge(merge(self.internal_config_dict, ours), dataset_defaults)
+
+    @staticmethod
+    def _our_defaults(name: str) -> dict:
+        path = properties_path() / name
+        return read_yaml(path) if path.is_file() else {}
+
+    def _get_final_config_dict(self):
+        given, defaults = self.external_config_dict, self.internal_config_dict
+        known = set(defaults) | recbole_keys() | model_keys(self.model_class)
+        check_known(given, known, self.origin, self.model)
+        check_types(given, defaults, self.origin, self.our_keys)
+        final = merge(defaults, given)
+        for domain in DOMAINS:
+            self._check_domain(domain, final.get(domain), known)
+        # RecBole replaces a whole mapping; merging would mix two ways to split.
+        if "split" in (given.get("eval_args") or {}):
+            final["eval_args"]["split"] = given["eval_args"]["split"]
+        return final
+
+    def _check_domain(self, domain: str, block, known: set[str]) -> None:
+        if block is None:
+            return
+        origin = self.origin.get(domain, domain)
+        if not isinstance(block, dict) or "dataset" not in block:
+            raise ConfigError(f"{origin}: {domain}: needs a mapping with the key 'dataset', "
+                              f"not {block!r}")
+        check_known(block, known, dict.fromkeys(block, f"{origin}: {domain}"), self.model)
+
+    # ---- what follows from the values ----------------------------------------------------------
+
+    def _set_default_parameters(self):
+        final = self.final_config_dict
+        self.data_root = final["data_path"]
+        self._settle_domains()
+        final["model"], final["dataset"] = self.model, self.dataset
+        self.run_dict = {key: value for key, value in final.items() if key != "MODEL_TYPE"}
+        self.run_dict = _with_absolute_paths(self.run_dict)
+        self._separate_metrics()
+        if final["MODEL_TYPE"] == ModelType.SEQUENTIAL:
+            final["repeatable"] = True
+        super()._set_default_parameters()
+
+    def _settle_domains(self):
+        final = self.final_config_dict
+        both = [bool(final.get(domain)) for domain in DOMAINS]
+        if any(both) and not all(both):
+            missing = DOMAINS[both.index(False)]
+            raise ConfigError(f"{missing}: is missing; two domains need source_domain.dataset and "
+                              f"target_domain.dataset")
+        self.cross_domain = all(both)
+        if not self.cross_domain and getattr(self.model_class, "needs_source", False):
+            raise ConfigError(
+                f"{self.model} transfers between two domains: set source_domain.dataset and "
+                f"target_domain.dataset, or --dataset to one of the pairs {_pairs()}")
+        if self.cross_domain and final["MODEL_TYPE"] == ModelType.SEQUENTIAL:
+            raise ConfigError(f"{self.model}: sequential models run on one domain, "
+                              f"write --dataset=NAME")
+        labelled = final["MODEL_TYPE"] in (ModelType.CONTEXT, ModelType.DECISIONTREE)
+        if self.cross_domain and labelled and not final.get("threshold"):
+            final["threshold"] = {final["RATING_FIELD"]: final["positive_rating"]}
+
+    def _separate_metrics(self):
+        """Value metrics among ``metrics`` go to ``rating_metrics``: RecBole refuses the mixture."""
+        final = self.final_config_dict
+        metrics = final["metrics"]
+        metrics = [metrics] if isinstance(metrics, str) else list(metrics)
+        unknown = [name for name in metrics if name.lower() not in metric_types]
+        if unknown:
+            raise ConfigError(f"metrics: {unknown[0]!r} is no metric of RecBole's, "
+                              f"use some of {sorted(metric_types)}")
+        values = [m for m in metrics if metric_types[m.lower()] == EvaluatorType.VALUE]
+        ranks = [m for m in metrics if m not in values]
+        if values:
+            final["rating_metrics"] = values
+        final["metrics"] = ranks or ["NDCG", "Recall", "Hit"]
+        if final["eval_passes"] is None:
+            final["eval_passes"] = ["rating"] if not ranks else list(PASSES)
+
+    def _settle_evaluation(self):
+        final = self.final_config_dict
+        for name in final["eval_passes"]:
+            one_of("eval_passes", name, PASSES)
+        pass_name, dot, metric = final["valid_metric"].partition(".")
+        if not dot:
+            metric = pass_name
+            value = metric_types.get(metric.split("@")[0].lower()) == EvaluatorType.VALUE
+            pass_name = "rating" if value else "ranking_full"
+        one_of("valid_metric", pass_name, PASSES)
+        if metric.split("@")[0].lower() not in metric_types:
+            raise ConfigError(f"valid_metric: {final['valid_metric']!r}: use one of "
+                              f"{sorted(metric_types)}, ranking ones with @k")
+        self.valid_pass, self.valid_key = pass_name, metric.lower()
+        final["valid_metric_bigger"] = metric.split("@")[0].lower() not in smaller_metrics
+        if "@" in metric:
+            k = int(metric.split("@")[1])
+            final["topk"] = sorted({*final["topk"], k})
+
+    # ---- one domain's view ---------------------------------------------------------------------
+
+    def for_domain(self, domain: str) -> "Config":
+        """The configuration as the data set of one domain reads it."""
+        block = self.final_config_dict[domain]
+        child = copy.copy(self)
+        child.final_config_dict = {**self.final_config_dict, **block}
+        root = block.get("data_path", self.data_root)
+        child.final_config_dict["data_path"] = os.path.join(root, str(block["dataset"]))
+        child.final_config_dict["dataset"] = str(block["dataset"])
+        return child
+
+    def save(self, path: str | Path) -> None:
+        """Write ``run_dict`` as YAML: ``Config(config_file_list=[path])`` is this run again."""
+        Path(path).write_text(
+            yaml.safe_dump(_plain(self.run_dict), sort_keys=True, allow_unicode=True),
+            encoding="utf-8")
+
+    def changes(self) -> str:
+        """One line for every value set by hand: key, value, where it came from."""
+        return "\n".join(f"  {key} = {self.external_config_dict[key]!r}   ({origin})"
+                         for key, origin in sorted(self.origin.items())
+                         if key in self.external_config_dict)
+
+
+def _pairs() -> list[str]:
+    return sorted(path.stem for path in (properties_path() / "dataset").glob("*.yaml")
+                  if "target_domain" in read_yaml(path))
+
+
+def _with_absolute_paths(values: dict) -> dict:
+    """Paths that stay right when the run is resumed from another folder."""
+    values = dict(values)
+    for key in ("data_path", "user_link_file_path", "split_file"):
+        if isinstance(values.get(key), str):
+            values[key] = os.path.abspath(values[key])
+    for domain in DOMAINS:
+        if values.get(domain):
+            values[domain] = _with_absolute_paths(values[domain])
+    return values
+
+
+def _plain(value):
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set)):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)

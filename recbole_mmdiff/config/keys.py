@@ -1,0 +1,98 @@
+"""Which keys exist, and whether their values have the type of the default.
+
+RecBole reads many keys that no properties file of its lists. Its known keys are therefore taken
+from where they are read: its installed source, and the source of the model that runs.
+"""
+
+import inspect
+import re
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+from recbole_mmdiff.errors import ConfigError, suggest
+
+_READ = re.compile(r"""config(?:\.get\(|\[)\s*["'](\w+)["']""")
+# Read by RecBole under names that it puts together.
+_COMPOSED = {"alias_of_user_id", "alias_of_item_id", "alias_of_entity_id", "alias_of_relation_id"}
+# Of the command line, or written by RecBole and by us into a run's own config.yaml.
+_RUN = {"model", "dataset", "nproc", "world_size", "ip", "port", "group_offset", "config_files"}
+# RecBole takes several types for these.
+_FLEXIBLE = {"gpu_id", "topk", "metrics", "eval_args", "train_neg_sample_args", "load_col"}
+
+
+@cache
+def _keys_read_by(path: Path) -> frozenset[str]:
+    return frozenset(_READ.findall(path.read_text(encoding="utf-8")))
+
+
+@cache
+def recbole_keys() -> frozenset[str]:
+    """Every key that RecBole's own rooms read, models apart."""
+    from recbole.utils import argument_list
+
+    root = Path(find_spec("recbole").origin).parent
+    files = [p for room in ("config", "data", "evaluator", "sampler", "trainer", "utils")
+             for p in sorted((root / room).rglob("*.py"))]
+    files += [root / "model" / name for name in ("abstract_recommender.py", "layers.py", "init.py")]
+    listed = {name for group in vars(argument_list).values() if isinstance(group, list)
+              for name in group}
+    return frozenset().union(listed, _COMPOSED, _RUN, *(_keys_read_by(p) for p in files))
+
+
+def model_keys(model_class: type) -> set[str]:
+    """Every key read in the files of a model class and of its bases."""
+    keys: set[str] = set()
+    for cls in model_class.__mro__:
+        if cls.__module__.split(".")[0] in {"builtins", "torch", "abc", "typing"}:
+            continue
+        source = inspect.getsourcefile(cls)
+        if source:
+            keys |= _keys_read_by(Path(source))
+    return keys
+
+
+def check_known(given: dict, known: set[str], origin: dict[str, str], model: str) -> None:
+    """Refuse keys that nothing reads.
+
+    Raises:
+        ConfigError: names the key, where it was set, and the nearest known one.
+    """
+    for key in given:
+        if key not in known:
+            raise ConfigError(
+                f"{origin.get(key, 'config_dict')}: the key {key!r} is unknown to "
+                f"{model}{suggest(key, known)}")
+
+
+def check_types(given: dict, defaults: dict, origin: dict[str, str], ours: set[str]) -> None:
+    """Refuse a value whose type is not the default's; None always passes.
+
+    A whole number is strict only in the keys of ours: RecBole writes ``0`` for some defaults that
+    are shares or weights.
+
+    Raises:
+        ConfigError: names the key, the value, where it was set, and the type that is expected.
+    """
+    for key, value in given.items():
+        default = defaults.get(key)
+        if value is None or default is None or key in _FLEXIBLE:
+            continue
+        expected = _expected(default)
+        if expected == (int,) and key not in ours:
+            expected = (int, float)
+        if not isinstance(value, expected) or (isinstance(value, bool) and bool not in expected):
+            names = " or ".join(kind.__name__ for kind in expected)
+            raise ConfigError(
+                f"{origin.get(key, 'config_dict')}: {key}: {value!r} is a "
+                f"{type(value).__name__}, expected {names} (default: {default!r})")
+
+
+def _expected(default) -> tuple[type, ...]:
+    if isinstance(default, bool):
+        return (bool,)
+    if isinstance(default, float):
+        return (float, int)
+    if isinstance(default, (list, tuple)):
+        return (list, tuple)
+    return (type(default),)

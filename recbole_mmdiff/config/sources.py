@@ -1,0 +1,106 @@
+"""Where configuration comes from: YAML files, ``--key=value`` words, and how they merge."""
+
+import re
+from pathlib import Path
+
+import yaml
+
+from recbole_mmdiff.errors import ConfigError
+
+
+class Loader(yaml.SafeLoader):
+    """YAML that builds plain types only, and reads 1e-4 as a number."""
+
+
+# YAML 1.1 takes "1e-4" for a string, because it has no dot; every user means the number.
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
+
+
+def properties_path() -> Path:
+    """The folder of default properties: inside the installed package, or of the checkout."""
+    package = Path(__file__).resolve().parent.parent
+    installed = package / "properties"
+    return installed if installed.is_dir() else package.parent / "properties"
+
+
+def find_config_file(name: str | Path) -> Path:
+    """``name`` as given, or below the packaged ``properties``.
+
+    Raises:
+        ConfigError: neither exists.
+    """
+    relative = Path(*Path(name).parts[1:]) if Path(name).parts[:1] == ("properties",) else name
+    for path in (Path(name), properties_path() / relative):
+        if path.is_file():
+            return path
+    raise ConfigError(f"--config: there is no file {name!s}, neither here nor in the package")
+
+
+def read_yaml(path: str | Path) -> dict:
+    """The mapping in a YAML file; an empty file is an empty mapping.
+
+    Raises:
+        ConfigError: unreadable file, YAML that does not parse, or something else than a mapping.
+    """
+    try:
+        content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=Loader)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not UTF-8 text ({error})") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: is not valid YAML: {error}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise ConfigError(f"{path}: must hold 'key: value' lines, not a {type(content).__name__}")
+    return content
+
+
+def parse_value(text: str):
+    """The value of a command-line word, read as YAML; text that is not YAML stays text."""
+    try:
+        return yaml.load(text, Loader=Loader)
+    except yaml.YAMLError:
+        return text
+
+
+def parse_overrides(words: list[str]) -> dict:
+    """``["--a.b=1", "--c", "x"]`` as ``{"a": {"b": 1}, "c": "x"}``.
+
+    Raises:
+        ConfigError: a word that is no ``--key=value``, or a key given twice with two values.
+    """
+    overrides: dict = {}
+    seen: dict[str, str] = {}
+    words = list(words)
+    while words:
+        word = words.pop(0)
+        if not word.startswith("--") or len(word) == 2:
+            raise ConfigError(f"command line: {word!r} is not of the form --key=value")
+        key, equals, text = word[2:].partition("=")
+        if not equals:
+            if not words or words[0].startswith("--"):
+                raise ConfigError(f"command line: --{key} has no value, write --{key}=value")
+            text = words.pop(0)
+        if seen.setdefault(key, text) != text:
+            raise ConfigError(f"command line: --{key} is given twice, {seen[key]!r} and {text!r}")
+        value = parse_value(text)
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        overrides = merge(overrides, value)
+    return overrides
+
+
+def merge(below: dict, above: dict) -> dict:
+    """``above`` laid over ``below``; mappings are merged key by key, all else is replaced."""
+    merged = dict(below)
+    for key, value in above.items():
+        if isinstance(value, dict) and isinstance(merged.get(key), dict):
+            value = merge(merged[key], value)
+        merged[key] = value
+    return merged

@@ -1,0 +1,1 @@
+"""Data: all that knows RecBole's Dataset."""

@@ -1,0 +1,190 @@
+"""The cross-domain data set: the target domain's Dataset, which also carries ``.source``."""
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import torch
+from recbole.data.dataset import Dataset
+from recbole.data.interaction import Interaction
+
+from recbole_mmdiff.data import splits
+from recbole_mmdiff.data.domain import DomainDataset, select
+from recbole_mmdiff.data.users import UserVocabulary, keep_links, link_users
+from recbole_mmdiff.errors import DataError, one_of
+
+
+class CrossDomainDataset(DomainDataset):
+    """Target-domain Dataset with the source domain at ``.source``; users share one id space.
+
+    ``build()`` gives [train, valid, test], each a view of its own rows. RecBole's samplers,
+    loaders, metrics and models take them as they are.
+
+    Attributes:
+        source: the source domain's Dataset (all its rows; under ``ratio`` its part of the split).
+        vocabulary: the users of both domains.
+        num_overlap: linked users; their ids are 1 .. num_overlap in both domains.
+        num_candidates: target items and [PAD]; what is ranked, also in the merged view.
+        finetune: under ``warm_start``, the rows set aside for fine-tuning, else None.
+    """
+
+    finetune: DomainDataset | None = None
+
+    def __init__(self, config):
+        super().__init__(config.for_domain("target_domain"))
+        self.source = DomainDataset(config.for_domain("source_domain"))
+        self.split_seed = config["seed"] if config["split_seed"] is None else config["split_seed"]
+        self._saved = None
+        if config["split_file"]:
+            self._saved = splits.SavedSplit.load(Path(config["split_file"]))
+        self._share_users()
+        self.num_candidates = self.item_num
+
+    def _share_users(self):
+        config, uid = self.config, self.uid_field
+        source, target = self.source.tokens(self.source.uid_field), self.tokens(uid)
+        links = link_users(source, target, config["user_link_file_path"])
+        if self._saved is not None:
+            links = self._saved_links(links)
+            source_goes = target_goes = links[:0, 0]
+        else:
+            links, source_goes, target_goes = keep_links(
+                links, config["overlap_ratio"], config["overlap_mode"], self.split_seed)
+        if len(source_goes):
+            source = np.setdiff1d(source, source_goes)
+            self.source.keep_rows_of(source)
+        if len(target_goes):
+            target = np.setdiff1d(target, target_goes)
+            self.keep_rows_of(target)
+        self.vocabulary = UserVocabulary.build(source, target, links)
+        self.num_overlap = len(links)
+        self.source.finish(self.vocabulary.source)
+        self.finish(self.vocabulary.target)
+
+    def _saved_links(self, links):
+        kept = np.isin(links[:, 1], self._saved.linked)
+        if kept.sum() < len(self._saved.linked):
+            unknown = np.setdiff1d(self._saved.linked, links[:, 1])[0]
+            raise DataError(f"split_file: {self.config['split_file']} links the user {unknown!r}, "
+                            f"who is not in both domains")
+        return links[kept]
+
+    # ---- splitting ----------------------------------------------------------------------------
+
+    def build(self) -> list["CrossDomainDataset"]:
+        """[train, valid, test]; target rows of held-out users are in no training row.
+
+        Raises:
+            DataError: unknown protocol, a split that is empty, or a field that it needs.
+        """
+        protocol = one_of("split_protocol", self.config["split_protocol"], splits.PROTOCOLS)
+        if self._saved is None and (protocol == "ratio" or self.benchmark_filename_list):
+            parts = Dataset.build(self)
+            sources = Dataset.build(self.source) if protocol == "ratio" else [self.source] * 3
+            if protocol != "ratio":
+                self.source._change_feat_format()
+        else:
+            self._change_feat_format()
+            self.source._change_feat_format()
+            part = torch.from_numpy(self._divide(protocol))
+            splits.check_parts(part.numpy(), protocol)
+            parts = [select(self, part == code)
+                     for code in (splits.TRAIN, splits.VALID, splits.TEST)]
+            if (part == splits.FINETUNE).any():
+                parts[0].finetune = select(self, part == splits.FINETUNE)
+            sources = [self.source] * 3
+        for dataset, source in zip(parts, sources, strict=True):
+            dataset.source = source
+        self._note_saved(parts, protocol)
+        return parts
+
+    def _divide(self, protocol: str) -> np.ndarray:
+        users, items = (self.inter_feat[f].numpy() for f in (self.uid_field, self.iid_field))
+        user_tokens, item_tokens = (self.field2id_token[f]
+                                    for f in (self.uid_field, self.iid_field))
+        if self._saved is not None:
+            return self._saved.parts(user_tokens[users], item_tokens[items],
+                                     Path(self.config["split_file"]))
+        if protocol == "benchmark":
+            return self._benchmark_parts()
+        time = self.inter_feat[self.time_field].numpy() if self.time_field in self.inter_feat \
+            else None
+        overlap = np.arange(len(user_tokens) - 1) < self.num_overlap
+        rows = splits.Rows(users - 1, items - 1, user_tokens[1:], item_tokens[1:], overlap, time)
+        ratios = [self.config["test_user_ratio"], self.config["valid_user_ratio"]]
+        if protocol == "cold_start_items":
+            ratios += [self.config["test_item_ratio"], self.config["valid_item_ratio"]]
+        return getattr(splits, protocol)(rows, self.split_seed, *ratios)
+
+    def _benchmark_parts(self) -> np.ndarray:
+        if "x_label" not in self.inter_feat:
+            raise DataError("split_protocol benchmark needs benchmark_filename, or a column "
+                            "x_label:float (0 train, 1 valid, 2 test) that load_col names")
+        return self.inter_feat["x_label"].long().numpy()
+
+    def _note_saved(self, parts, protocol):
+        """Leave a SavedSplit on the training part: what ``split.npz`` of a run folder holds."""
+        held_out = [(parts[1], splits.VALID), (parts[2], splits.TEST)]
+        if parts[0].finetune is not None:
+            held_out.append((parts[0].finetune, splits.FINETUNE))
+        users = np.concatenate([d.inter_feat[self.uid_field].numpy() for d, _ in held_out])
+        items = np.concatenate([d.inter_feat[self.iid_field].numpy() for d, _ in held_out])
+        parts[0].saved_split = splits.SavedSplit(
+            protocol, self.vocabulary.target[1:self.num_overlap + 1],
+            self.field2id_token[self.uid_field][users], self.field2id_token[self.iid_field][items],
+            np.repeat([code for _, code in held_out], [len(d) for d, _ in held_out]))
+
+    # ---- what models ask for ------------------------------------------------------------------
+
+    def users_with_rows(self) -> torch.Tensor:
+        """Ids of the users who have a row here, sorted (n,)."""
+        return torch.unique(self.inter_feat[self.uid_field])
+
+    def overlap_users(self) -> torch.Tensor:
+        """Ids of the linked users who have rows here and in the source domain, sorted (n,)."""
+        users = self.users_with_rows()
+        linked = users[users <= self.num_overlap]
+        in_source = torch.unique(self.source.inter_feat[self.source.uid_field])
+        return linked[torch.isin(linked, in_source)]
+
+    def side_users(self) -> torch.Tensor:
+        """Ids of the target-only users (MuSiC's side users) who have rows here, sorted (n,)."""
+        users = self.users_with_rows()
+        return users[users > self.num_overlap]
+
+
+def merged_view(dataset: CrossDomainDataset, with_source_rows: bool) -> CrossDomainDataset:
+    """The union of both domains as one data set: target items keep their ids, source items follow.
+
+    Args:
+        dataset: a part of a cross-domain data set.
+        with_source_rows: whether the source domain's rows are added (training) or only its ids.
+    """
+    source, uid, iid = dataset.source, dataset.uid_field, dataset.iid_field
+    shift = dataset.item_num - 1
+    merged = copy.copy(dataset)
+    first_source_only = len(dataset.vocabulary.target)
+    tokens = {
+        uid: _append(dataset.vocabulary.target, dataset.vocabulary.source[first_source_only:]),
+        iid: _append(dataset.field2id_token[iid], source.field2id_token[source.iid_field][1:])}
+    merged.field2id_token = {**dataset.field2id_token, **tokens}
+    merged.field2token_id = {**dataset.field2token_id, **{
+        field: {token: i for i, token in enumerate(values)} for field, values in tokens.items()}}
+    merged.user_feat = merged.item_feat = None
+    merged.feat_name_list = ["inter_feat"]
+    if with_source_rows:
+        rows = source.inter_feat
+        moved = {**rows.interaction, uid: rows[source.uid_field],
+                 iid: rows[source.iid_field] + shift}
+        common = [field for field in dataset.inter_feat if field in moved]
+        merged.inter_feat = Interaction(
+            {field: torch.cat([dataset.inter_feat[field], moved[field]]) for field in common})
+    return merged
+
+
+def _append(tokens: np.ndarray, source_tokens: np.ndarray) -> np.ndarray:
+    """Both together; a source token that the target has too gets a name of its own."""
+    clash = np.isin(source_tokens, tokens)
+    source_tokens = source_tokens.astype(str)
+    renamed = np.where(clash, np.char.add("source:", source_tokens), source_tokens)
+    return np.concatenate([tokens, renamed])

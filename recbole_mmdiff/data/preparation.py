@@ -1,0 +1,121 @@
+"""From a configuration to the training, validation and test parts of a data set."""
+
+import importlib
+from dataclasses import dataclass
+
+import torch
+from recbole.data import create_dataset as create_pickled_dataset
+from recbole.data.dataset import Dataset
+from recbole.data.utils import get_dataloader
+from recbole.sampler import KGSampler, RepeatableSampler, Sampler
+from recbole.utils import ModelType
+
+from recbole_mmdiff.data.cross_domain import CrossDomainDataset, merged_view
+from recbole_mmdiff.data.domain import StrictDataset, select
+from recbole_mmdiff.errors import ConfigError, DataError, one_of
+
+_DATASET_OF_TYPE = {ModelType.SEQUENTIAL: "SequentialDataset",
+                    ModelType.KNOWLEDGE: "KnowledgeBasedDataset"}
+
+
+@dataclass
+class Parts:
+    """The three parts of a data set, each a Dataset with its own rows.
+
+    ``train`` is what the model sees (its view, its positives); ``observed`` holds all target
+    training rows of the split: what a ranking leaves out, and what makes a user or item warm.
+    """
+
+    train: Dataset
+    valid: Dataset
+    test: Dataset
+    observed: Dataset
+
+
+def create_dataset(config) -> Dataset:
+    """The cross-domain data set, or RecBole's class for the model with strict reading."""
+    if config.cross_domain:
+        return CrossDomainDataset(config)
+    if config["save_dataset"] or config["dataset_save_path"]:
+        # RecBole's own cache is a pickle: used only when these keys ask for it by name.
+        return create_pickled_dataset(config)
+    module = importlib.import_module("recbole.data.dataset")
+    name = _DATASET_OF_TYPE.get(config["MODEL_TYPE"], "Dataset")
+    base = getattr(module, f"{config['model']}Dataset", getattr(module, name))
+    return type(base.__name__, (SingleDomain, base), {})(config)
+
+
+class SingleDomain(StrictDataset):
+    """Mixin for RecBole's classes: strict reading, and a split by a column ``x_label``."""
+
+    @property
+    def num_candidates(self) -> int:
+        """Items and [PAD]: what is ranked."""
+        return self.item_num
+
+    def build(self):
+        """As RecBole splits, or by ``x_label`` (0 train, 1 valid, 2 test: MMRec's files)."""
+        protocol = one_of("split_protocol", self.config["split_protocol"], ("ratio", "benchmark"))
+        if protocol == "ratio" or self.benchmark_filename_list is not None:
+            return super().build()
+        if "x_label" not in self.field2type:
+            raise DataError("split_protocol benchmark needs benchmark_filename, or a column "
+                            "x_label:float (0 train, 1 valid, 2 test) that load_col names")
+        self._change_feat_format()
+        label = self.inter_feat["x_label"].long()
+        return [select(self, label == code) for code in range(3)]
+
+
+def prepare_parts(config) -> Parts:
+    """Load, split and view the data as the model wants it.
+
+    Raises:
+        DataError, ConfigError: as the data set, its split and its view find them.
+    """
+    dataset = create_dataset(config)
+    observed, valid, test = dataset.build()
+    train = observed
+    view = config["domain_view"] or getattr(config.model_class, "domain_view", "target")
+    one_of("domain_view", view, ("target", "merged"))
+    if view == "merged":
+        if not config.cross_domain:
+            raise ConfigError("domain_view: 'merged' needs a source and a target domain")
+        train = merged_view(train, with_source_rows=True)
+        valid, test = (merged_view(part, with_source_rows=False) for part in (valid, test))
+    if config.cross_domain and not getattr(config.model_class, "predicts_ratings", False):
+        train = _positives(train, config)
+    return Parts(train, valid, test, observed)
+
+
+def _positives(train: CrossDomainDataset, config) -> CrossDomainDataset:
+    """The training rows of a ranking model. A labelled row of a context model stays."""
+    if train.ratings is None:
+        return train
+    positive = select(train, train.positive_rows())
+    if not len(positive):
+        raise DataError(f"positive_rating: no training rating reaches "
+                        f"{config['positive_rating']}, so {config['model']} has nothing to learn")
+    return positive
+
+
+def train_loader(config, train: Dataset):
+    """RecBole's own training loader for one of its models, with a sampler of training rows only."""
+    arguments = config["train_neg_sample_args"]
+    sampler = None
+    if arguments["distribution"] != "none":
+        kind = RepeatableSampler if config["repeatable"] else Sampler
+        data = train if config["repeatable"] else [train]
+        sampler = kind(["train"], data, arguments["distribution"], arguments["alpha"])
+        sampler = sampler.set_phase("train")
+    loader = get_dataloader(config, "train")
+    if config["MODEL_TYPE"] == ModelType.KNOWLEDGE:
+        kg_sampler = KGSampler(train, arguments["distribution"], arguments["alpha"])
+        return loader(config, train, sampler, kg_sampler, shuffle=True)
+    return loader(config, train, sampler, shuffle=config["shuffle"])
+
+
+def seen_pairs(*parts: Dataset) -> tuple[torch.Tensor, torch.Tensor]:
+    """Users (n,) and items (n,) of all rows of some parts."""
+    users = torch.cat([part.inter_feat[part.uid_field] for part in parts])
+    items = torch.cat([part.inter_feat[part.iid_field] for part in parts])
+    return users, items

@@ -1,0 +1,173 @@
+"""Who is tested on what: named protocols as pure functions of sorted tokens and a seed.
+
+A choice is made by ordering tokens by a hash of (seed, purpose, token). It is the same on every
+machine, Python and library version, does not depend on the order of rows, and a larger share
+contains the smaller one.
+"""
+
+import hashlib
+import io
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from recbole_mmdiff.errors import DataError
+from recbole_mmdiff.storage import write_atomically
+
+PROTOCOLS = ("cold_start_users", "warm_start", "cold_start_items", "ratio", "benchmark")
+#: what becomes of a target interaction
+TRAIN, VALID, TEST, FINETUNE, UNUSED = range(5)
+
+
+def choose(tokens: np.ndarray, count: int, seed: int, purpose: str) -> np.ndarray:
+    """A mask over ``tokens`` (n,) with ``count`` of them set, by the order of their hashes."""
+    digests = [hashlib.sha256(f"{seed}\0{purpose}\0{token}".encode()).digest() for token in tokens]
+    mask = np.zeros(len(tokens), dtype=bool)
+    mask[sorted(range(len(tokens)), key=digests.__getitem__)[:count]] = True
+    return mask
+
+
+def choose_share(tokens: np.ndarray, share: float, seed: int, purpose: str,
+                 key: str) -> np.ndarray:
+    """Like ``choose``, with ``round(share * n)`` tokens.
+
+    Raises:
+        DataError: a share outside of (0, 1), or one that leaves nothing on either side.
+    """
+    if not 0 < share < 1:
+        raise DataError(f"{key}: {share} must lie between 0 and 1")
+    count = round(share * len(tokens))
+    if count == 0 or count == len(tokens):
+        raise DataError(f"{key}: {share} of {len(tokens)} is {count}, which leaves an empty split")
+    return choose(tokens, count, seed, purpose)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The target interactions that a protocol divides: arrays of length n.
+
+    ``user`` and ``item`` are indices into the sorted ``user_tokens`` and ``item_tokens``;
+    ``overlap`` marks the users that are linked to the source domain; ``time`` may be None.
+    """
+
+    user: np.ndarray
+    item: np.ndarray
+    user_tokens: np.ndarray
+    item_tokens: np.ndarray
+    overlap: np.ndarray
+    time: np.ndarray | None = None
+
+
+def held_out_users(rows: Rows, seed: int, test_ratio: float,
+                   valid_ratio: float) -> tuple[np.ndarray, np.ndarray]:
+    """Masks over ``user_tokens`` of the test and the validation users, disjoint, all linked."""
+    linked = np.flatnonzero(rows.overlap)
+    test = linked[choose_share(rows.user_tokens[linked], test_ratio, seed, "test users",
+                               "test_user_ratio")]
+    rest = np.setdiff1d(linked, test)
+    valid = rest[choose_share(rows.user_tokens[rest], valid_ratio, seed, "valid users",
+                              "valid_user_ratio")]
+    masks = np.zeros((2, len(rows.user_tokens)), dtype=bool)
+    masks[0, test] = masks[1, valid] = True
+    return masks[0], masks[1]
+
+
+def cold_start_users(rows: Rows, seed: int, test_ratio: float, valid_ratio: float) -> np.ndarray:
+    """All target rows of the test users are test, of the validation users validation: (n,)."""
+    test, valid = held_out_users(rows, seed, test_ratio, valid_ratio)
+    return np.where(test[rows.user], TEST, np.where(valid[rows.user], VALID, TRAIN))
+
+
+def warm_start(rows: Rows, seed: int, test_ratio: float, valid_ratio: float) -> np.ndarray:
+    """As ``cold_start_users``, but the earlier half of each held-out user's rows (by time, ties
+    by item token; the smaller half of an odd number) is set aside for fine-tuning: (n,)."""
+    if rows.time is None:
+        raise DataError("split_protocol warm_start needs the time field in the target domain")
+    part = cold_start_users(rows, seed, test_ratio, valid_ratio)
+    order = np.lexsort((rows.item, rows.time, rows.user))
+    counts = np.bincount(rows.user, minlength=len(rows.user_tokens))
+    starts = np.cumsum(counts) - counts
+    rank = np.arange(len(order)) - starts[rows.user[order]]
+    earlier = np.empty(len(order), dtype=bool)
+    earlier[order] = rank < counts[rows.user[order]] // 2
+    part[earlier & (part != TRAIN)] = FINETUNE
+    return part
+
+
+def cold_start_items(rows: Rows, seed: int, test_ratio: float, valid_ratio: float,
+                     test_item_ratio: float, valid_item_ratio: float) -> np.ndarray:
+    """Cold users meet cold items: test rows are those of test users on held-out items; the
+    validation has items of its own; no training row holds an item of either: (n,)."""
+    test, valid = held_out_users(rows, seed, test_ratio, valid_ratio)
+    test_item = choose_share(rows.item_tokens, test_item_ratio, seed, "test items",
+                             "test_item_ratio")
+    rest = np.flatnonzero(~test_item)
+    valid_item = np.zeros_like(test_item)
+    valid_item[rest[choose_share(rows.item_tokens[rest], valid_item_ratio, seed, "valid items",
+                                 "valid_item_ratio")]] = True
+    part = np.full(len(rows.user), UNUSED)
+    warm = ~(test | valid)[rows.user] & ~(test_item | valid_item)[rows.item]
+    part[warm] = TRAIN
+    part[valid[rows.user] & valid_item[rows.item]] = VALID
+    part[test[rows.user] & test_item[rows.item]] = TEST
+    return part
+
+
+def check_parts(part: np.ndarray, protocol: str) -> None:
+    """Raises DataError if training, validation or test is empty."""
+    for code, name in ((TRAIN, "training"), (VALID, "validation"), (TEST, "test")):
+        if not (part == code).any():
+            raise DataError(f"split_protocol {protocol}: the {name} split is empty; use other "
+                            f"ratios, or more overlapping users")
+
+
+@dataclass(frozen=True)
+class SavedSplit:
+    """A split as a file holds it, by tokens: (user, item) of every row that is not training."""
+
+    protocol: str
+    linked: np.ndarray
+    user: np.ndarray
+    item: np.ndarray
+    part: np.ndarray
+
+    def save(self, path: Path) -> None:
+        """Write an ``.npz`` without pickles, whole or not at all."""
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, protocol=np.str_(self.protocol), linked=self.linked,
+                            user=self.user, item=self.item, part=self.part.astype(np.int8))
+        with write_atomically(path) as temporary:
+            Path(temporary).write_bytes(buffer.getvalue())
+
+    @classmethod
+    def load(cls, path: Path) -> "SavedSplit":
+        """Raises DataError if the file is missing or is no saved split."""
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                values = {name: file[name] for name in ("linked", "user", "item", "part")}
+                return cls(str(file["protocol"]), **values)
+        except FileNotFoundError as error:
+            raise DataError(f"split_file: there is no file {path}") from error
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise DataError(f"split_file: {path} is not a saved split ({error})") from error
+
+    def parts(self, user: np.ndarray, item: np.ndarray, path: Path) -> np.ndarray:
+        """The part of each row given by its tokens (n,).
+
+        Raises:
+            DataError: the file names an interaction that is not in the data.
+        """
+        keys = np.char.add(np.char.add(user, "\t"), item)
+        saved = np.char.add(np.char.add(self.user, "\t"), self.item)
+        order = np.argsort(keys, kind="stable")
+        place = np.searchsorted(keys, saved, sorter=order).clip(max=len(keys) - 1)
+        unknown = keys[order[place]] != saved
+        if unknown.any():
+            pair = saved[unknown][0].replace("\t", "', '")
+            raise DataError(f"split_file: {path} holds ('{pair}'), which is not among the target "
+                            f"interactions; was it saved from other data?")
+        part = np.full(len(keys), TRAIN)
+        part[order[place]] = self.part
+        return part

@@ -1,0 +1,29 @@
+"""The two kinds of mistakes that users are told about without a traceback."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class ConfigError(ValueError):
+    """A configuration key or value that cannot be used; the message names it."""
+
+
+class DataError(ValueError):
+    """A file or a data set that cannot be used; the message names file, line and column."""
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """A clause ``; did you mean 'x'?`` for the known name nearest to ``name``, or ''."""
+    known = list(known)
+    by_lower = {item.lower(): item for item in known}
+    close = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
+    return f"; did you mean {by_lower[close[0]]!r}?" if close else ""
+
+
+def one_of(key: str, value, choices: Iterable[str]):
+    """``value`` if it is one of ``choices``, else a ConfigError that lists them."""
+    choices = list(choices)
+    if value not in choices:
+        hint = suggest(str(value), choices)
+        raise ConfigError(f"{key}: {value!r} is not known, use one of {choices}{hint}")
+    return value

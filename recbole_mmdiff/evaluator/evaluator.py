@@ -1,0 +1,241 @@
+"""One evaluation of a trained model: its passes, by group, and user by user."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from recbole.data.interaction import Interaction
+from recbole.evaluator.register import metrics_dict
+from recbole.utils import ModelType
+
+from recbole_mmdiff.data.preparation import Parts, seen_pairs
+from recbole_mmdiff.evaluator.labeled import labeled_ndcg
+from recbole_mmdiff.evaluator.ranking import RankingMetrics, Requests, full_ranking
+from recbole_mmdiff.negatives import KnownItems
+
+ROWS_AT_ONCE = 2**17
+
+
+@dataclass
+class Evaluation:
+    """What one evaluation found.
+
+    Attributes:
+        metrics: pass -> metric -> value; a pass that the model or the data cannot do is None.
+        groups: group (``cold_users`` ...) -> the same for its part of the rows.
+        per_user: ``pass.user`` -> (n,) tokens, ``pass.metric`` -> (n,) values.
+    """
+
+    metrics: dict = field(default_factory=dict)
+    groups: dict = field(default_factory=dict)
+    per_user: dict = field(default_factory=dict)
+
+
+class Evaluator:
+    """Runs the passes that ``eval_passes`` asks for over the validation or the test part.
+
+    ``rating`` compares predictions with labels row by row (RecBole's value metrics).
+    ``ranking_full`` ranks all target items but those seen, relevant are the positive rows
+    (RecBole's ranking metrics). ``ranking_labeled`` ranks each user's own rows.
+
+    Args:
+        config: the run's configuration.
+        parts: training rows say what is seen and what is cold; nothing else is taken from them.
+    """
+
+    def __init__(self, config, parts: Parts):
+        self.config, self.parts = config, parts
+        observed = parts.observed
+        self.uid, self.iid = observed.uid_field, observed.iid_field
+        self.sequential = config["MODEL_TYPE"] == ModelType.SEQUENTIAL
+        users, items = observed.inter_feat[self.uid], observed.inter_feat[self.iid]
+        self.warm_users = torch.bincount(users, minlength=parts.test.user_num) > 0
+        self.warm_items = torch.bincount(items, minlength=parts.test.item_num) > 0
+        self.ranking_metrics = RankingMetrics(
+            config, Counter(items.tolist()), parts.test.item_num, parts.test.user_num)
+        self._seen: dict[str, KnownItems] = {}
+
+    def score(self, model, phase: str = "valid") -> tuple[float, dict]:
+        """The value of ``valid_metric`` and the pass that it belongs to, for early stopping."""
+        result = self.evaluate(model, phase, [self.config.valid_pass]).metrics
+        values = result[self.config.valid_pass]
+        if values is None or self.config.valid_key not in values:
+            raise ValueError(
+                f"valid_metric: {self.config['valid_metric']!r} has no value for "
+                f"{self.config['model']} on this data; use one of {sorted(values or ())}")
+        return values[self.config.valid_key], values
+
+    def evaluate(self, model, phase: str, passes: list[str] | None = None,
+                 by_group: bool = False) -> Evaluation:
+        """Evaluate in eval mode, without gradient.
+
+        Args:
+            model: a RecBole recommender.
+            phase: ``valid`` or ``test``.
+            passes: ``eval_passes`` by default.
+            by_group: also for cold and warm users and items, and user by user.
+        """
+        passes = self.config["eval_passes"] if passes is None else passes
+        model.eval()
+        evaluation = Evaluation()
+        part = getattr(self.parts, phase)
+        pairs = {"rating", "ranking_labeled"} & set(passes)
+        if pairs:
+            scores = self._predict(model, part)
+            for name in sorted(pairs):
+                getattr(self, f"_{name}")(evaluation, model, part, scores, by_group)
+        if "ranking_full" in passes:
+            self._ranking_full(evaluation, model, part, phase, by_group)
+        evaluation.metrics = {name: evaluation.metrics[name] for name in passes}
+        return evaluation
+
+    # ---- rows ----------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _predict(self, model, part) -> np.ndarray:
+        scores = []
+        for rows in torch.arange(len(part)).split(ROWS_AT_ONCE):
+            batch = part.join(Interaction(
+                {name: part.inter_feat[name][rows] for name in part.inter_feat}))
+            scores.append(model.predict(batch.to(model.device)).view(-1).cpu())
+        return torch.cat(scores).numpy()
+
+    def _labels(self, model, part) -> np.ndarray | None:
+        """What ``predict`` should have said: ratings, or 0/1 labels of a click model."""
+        name = self.config["RATING_FIELD"] if getattr(model, "predicts_ratings", False) \
+            else self.config["LABEL_FIELD"]
+        known = name in part.inter_feat and (
+            getattr(model, "predicts_ratings", False)
+            or self.config["MODEL_TYPE"] == ModelType.CONTEXT)
+        return part.inter_feat[name].numpy() if known else None
+
+    def _rating(self, evaluation, model, part, scores, by_group) -> None:
+        labels = self._labels(model, part)
+        if labels is None:
+            evaluation.metrics["rating"] = None
+            return
+        if self.config["clip_ratings"]:
+            ratings = self.parts.observed.ratings
+            scores = scores.clip(float(ratings.min()), float(ratings.max()))
+        scores, labels = scores.astype(np.float64), labels.astype(np.float64)
+        evaluation.metrics["rating"] = self._value_metrics(scores, labels)
+        if by_group:
+            for group, mask in self._groups(part).items():
+                values = self._value_metrics(scores[mask], labels[mask]) if mask.any() else None
+                evaluation.groups.setdefault(group, {})["rating"] = values
+            user = part.inter_feat[self.uid].numpy()
+            users, place, count = np.unique(user, return_inverse=True, return_counts=True)
+            error = np.bincount(place, np.abs(scores - labels)) / count
+            square = np.bincount(place, (scores - labels)**2) / count
+            self._keep(evaluation, "rating", users, {"mae": error, "rmse": np.sqrt(square)})
+
+    def _value_metrics(self, scores, labels) -> dict[str, float]:
+        settings = {"metric_decimal_place": 12}
+        return {name.lower(): float(metrics_dict[name.lower()](settings).metric_info(scores, labels))
+                for name in self.config["rating_metrics"]}
+
+    def _ranking_labeled(self, evaluation, model, part, scores, by_group) -> None:
+        ratings = part.inter_feat[self.config["RATING_FIELD"]].numpy() \
+            if self.config["RATING_FIELD"] in part.inter_feat else None
+        if ratings is None:
+            evaluation.metrics["ranking_labeled"] = None
+            return
+        user = part.inter_feat[self.uid].numpy()
+        topk, gain = sorted(self.config["topk"]), self.config["labeled_gain"]
+        values = labeled_ndcg(user, scores, ratings, topk, gain)
+        users = values.pop("user")
+        evaluation.metrics["ranking_labeled"] = _means(values)
+        if by_group:
+            self._by_user_group(evaluation, "ranking_labeled", users, values)
+            self._keep(evaluation, "ranking_labeled", users, values)
+
+    # ---- full ranking --------------------------------------------------------------------------
+
+    def _ranking_full(self, evaluation, model, part, phase, by_group) -> None:
+        requests, users = self._requests(part, phase, model.device)
+        if not len(requests.rows):
+            evaluation.metrics["ranking_full"] = None
+            return
+        ranking = full_ranking(model, requests, max(self.config["topk"]),
+                               self.config["eval_chunk_elements"], self.ranking_metrics.mean_ranks)
+        values = self.ranking_metrics.per_request(ranking)
+        evaluation.metrics["ranking_full"] = _means(values) | self.ranking_metrics.of_all(ranking)
+        if by_group:
+            self._by_user_group(evaluation, "ranking_full", users, values)
+            self._by_item_group(evaluation, ranking, requests)
+            self._keep(evaluation, "ranking_full", users, values)
+
+    def _requests(self, part, phase, device) -> tuple[Requests, np.ndarray]:
+        """One request for every user with a positive row (for every row of sequences)."""
+        features = part.get_item_feature()
+        if self.sequential:
+            rows, users = part.inter_feat, part.inter_feat[self.uid]
+            numbers, items = torch.arange(len(part)), part.inter_feat[self.iid]
+            seen = None
+        else:
+            mask = self._positive(part)
+            users, numbers = torch.unique(part.inter_feat[self.uid][mask], return_inverse=True)
+            items = part.inter_feat[self.iid][mask]
+            rows = part.join(Interaction({self.uid: users}))
+            seen = self._seen_items(phase).to(device)
+        positives = KnownItems(numbers, items, len(rows), part.item_num)
+        return Requests(rows, positives.to(device), seen, self.uid, part.item_num,
+                        part.num_candidates, features.to(device)), users.numpy()
+
+    @staticmethod
+    def _positive(part) -> torch.Tensor:
+        if hasattr(part, "source"):
+            return part.positive_rows()
+        # RecBole's own data sets: every test row is relevant, unless labels say otherwise.
+        label = part.label_field
+        return part.inter_feat[label] > 0 if label in part.inter_feat \
+            else torch.ones(len(part), dtype=torch.bool)
+
+    def _seen_items(self, phase: str) -> KnownItems:
+        if phase not in self._seen:
+            parts = [self.parts.observed]
+            if phase == "test" and self.config["mask_valid_items"]:
+                parts.append(self.parts.valid)
+            self._seen[phase] = KnownItems(*seen_pairs(*parts), self.parts.test.user_num,
+                                           self.parts.test.item_num)
+        return self._seen[phase]
+
+    # ---- groups and users ----------------------------------------------------------------------
+
+    def _groups(self, part) -> dict[str, np.ndarray]:
+        """Masks over rows: a user or item is warm if it has a target training row."""
+        user = self.warm_users[part.inter_feat[self.uid]].numpy()
+        item = self.warm_items[part.inter_feat[self.iid]].numpy()
+        return {"cold_users": ~user, "warm_users": user, "cold_items": ~item, "warm_items": item}
+
+    def _by_user_group(self, evaluation, name, users, values) -> None:
+        warm = self.warm_users.numpy()[users]
+        for group, mask in (("cold_users", ~warm), ("warm_users", warm)):
+            part = {key: value[mask] for key, value in values.items()}
+            evaluation.groups.setdefault(group, {})[name] = _means(part) if mask.any() else None
+
+    def _by_item_group(self, evaluation, ranking, requests) -> None:
+        """The same rankings, with only the cold or only the warm items relevant."""
+        warm = self.warm_items.to(ranking.items.device)
+        positive_warm = warm[requests.positives.items.cpu()]
+        for group, wanted in (("cold_items", False), ("warm_items", True)):
+            relevant = torch.bincount(requests.positives.users.cpu()[positive_warm == wanted],
+                                      minlength=len(ranking.relevant))
+            some = relevant > 0
+            part = type(ranking)(ranking.items[some],
+                                 (ranking.hits & (warm[ranking.items] == wanted))[some],
+                                 relevant[some])
+            values = _means(self.ranking_metrics.per_request(part)) if some.any() else None
+            evaluation.groups.setdefault(group, {})["ranking_full"] = values
+
+    def _keep(self, evaluation, name, users, values) -> None:
+        tokens = self.parts.test.field2id_token[self.uid][users]
+        evaluation.per_user |= {f"{name}.user": tokens.astype(str)}
+        evaluation.per_user |= {f"{name}.{key}": value for key, value in values.items()}
+
+
+def _means(values: dict[str, np.ndarray]) -> dict[str, float]:
+    """The mean over users; users without a value (no gain at all) do not count."""
+    return {key: float(np.nanmean(value)) if np.isfinite(value).any() else float("nan")
+            for key, value in values.items()}

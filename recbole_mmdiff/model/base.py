@@ -1,0 +1,113 @@
+"""What every model of ours is: a RecBole recommender that declares its stages of training."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from recbole.model.abstract_recommender import GeneralRecommender
+from recbole.utils import InputType, ModelType
+from torch import Tensor, nn
+
+from recbole_mmdiff.errors import DataError
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of training.
+
+    Attributes:
+        name: unique in the model; part of the checkpoint.
+        data: what is iterated, one of ``recbole_mmdiff.data.loaders.STAGE_DATA``.
+        losses: functions from a batch (RecBole Interaction) to a scalar tensor. Each is followed
+            by a step of the optimiser before the next is computed.
+        parameters: what the optimiser of this stage changes.
+        epochs: at most so many.
+        validates: whether validation (and early stopping) happens; False keeps the last epoch.
+        batch_size, learning_rate, weight_decay: None takes the key ``train_batch_size``,
+            ``learning_rate``, ``weight_decay``.
+        prepare: called once when the stage starts, also after a resume: must depend on the
+            weights of earlier stages only.
+    """
+
+    name: str
+    data: str
+    losses: tuple[Callable[..., Tensor], ...]
+    parameters: Iterable[nn.Parameter]
+    epochs: int
+    validates: bool = True
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    weight_decay: float | None = None
+    prepare: Callable[[], None] | None = None
+
+
+class StagedRecommender(GeneralRecommender):
+    """Base of our models.
+
+    A subclass sets ``citation``, says in its docstring where it deviates from its paper, and
+    implements ``stages``, ``predict`` and ``full_sort_predict``.
+
+    Attributes:
+        citation: the paper, as the model's page prints it.
+        needs_source: whether it transfers from a source domain.
+        predicts_ratings: whether ``predict`` is on the scale of the ratings.
+        domain_view: the view of the data that it is trained on (``target`` or ``merged``).
+        seed, epoch: of this stage, set by the trainer, for noise drawn by (seed, epoch, sample).
+    """
+
+    type = ModelType.GENERAL
+    input_type = InputType.POINTWISE
+    citation = ""
+    needs_source = False
+    predicts_ratings = True
+    domain_view = "target"
+
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        self.RATING = config["RATING_FIELD"]
+        self.seed, self.epoch = config["seed"], 0
+        if self.predicts_ratings and self.RATING not in dataset.inter_feat:
+            raise DataError(
+                f"{config['model']} learns ratings, but the column {self.RATING!r} is not loaded; "
+                f"add it to load_col.inter, or set RATING_FIELD to the column that holds them")
+
+    def stages(self) -> list[Stage]:
+        """The stages of training, in order; an empty list if nothing is trained by gradient."""
+        raise NotImplementedError
+
+    def calculate_loss(self, interaction) -> Tensor:
+        """The loss of the last stage, so that RecBole's own trainer can use a one-stage model."""
+        return sum(loss(interaction) for loss in self.stages()[-1].losses)
+
+    def forward(self, user: Tensor, item: Tensor) -> Tensor:
+        """Predicted ratings (b,) of pairs of users (b,) and items (b,)."""
+        users, items = self.user_factors(user), self.item_factors(item)
+        return (users * items).sum(-1) + self.item_offset(item)
+
+    def user_factors(self, user: Tensor) -> Tensor:
+        """(b, k): the vectors that items are scored with, for users (b,)."""
+        raise NotImplementedError
+
+    def item_factors(self, item: Tensor) -> Tensor:
+        """(b, k): the vectors of items (b,)."""
+        raise NotImplementedError
+
+    def item_offset(self, item: Tensor) -> Tensor:
+        """(b,): what is added to the score of items (b,) for every user."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def predict(self, interaction) -> Tensor:
+        """Predicted ratings (b,) of the rows of an Interaction."""
+        users, place = torch.unique(interaction[self.USER_ID], return_inverse=True)
+        items = interaction[self.ITEM_ID]
+        scores = (self.user_factors(users)[place] * self.item_factors(items)).sum(-1)
+        return scores + self.item_offset(items)
+
+    @torch.no_grad()
+    def full_sort_predict(self, interaction) -> Tensor:
+        """Scores of all items for the users of an Interaction, (b * n_items,)."""
+        items = torch.arange(self.n_items, device=self.device)
+        users = self.user_factors(interaction[self.USER_ID])
+        scores = users @ self.item_factors(items).T
+        return scores.add_(self.item_offset(items)).view(-1)

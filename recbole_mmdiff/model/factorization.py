@@ -1,0 +1,75 @@
+"""Matrix factorisation, the base of the mapping models, in its plain and its biased form."""
+
+import torch
+from recbole.data.dataset import Dataset
+from torch import Tensor, nn
+
+
+class Factorization(nn.Module):
+    """Ratings as an inner product, with biases or without.
+
+    Plain: r = <p_u, q_i>. Biased: r = mu + b_i + <[p_u, b_u], [q_i, 1]>, so that the user vector
+    that is carried to another domain also holds the user's bias.
+
+    Args:
+        dataset: its training rows give the mean rating mu; its vocabulary the table sizes.
+        rating_field: the column of ratings.
+        embedding_size: length d of p_u and q_i.
+        biases: whether the biased form is used.
+        init_std: standard deviation of the normal initialisation of p and q (biases start at 0).
+    """
+
+    def __init__(self, dataset: Dataset, rating_field: str, embedding_size: int, biases: bool,
+                 init_std: float):
+        super().__init__()
+        self.biases = biases
+        self.user_embedding = nn.Embedding(dataset.user_num, embedding_size)
+        self.item_embedding = nn.Embedding(dataset.item_num, embedding_size)
+        for table in (self.user_embedding, self.item_embedding):
+            nn.init.normal_(table.weight, std=init_std)
+        if biases:
+            self.user_bias = nn.Embedding(dataset.user_num, 1)
+            self.item_bias = nn.Embedding(dataset.item_num, 1)
+            nn.init.zeros_(self.user_bias.weight)
+            nn.init.zeros_(self.item_bias.weight)
+        mean = dataset.inter_feat[rating_field].mean() if biases else torch.zeros(())
+        self.register_buffer("mean", mean.clone())
+
+    @property
+    def size(self) -> int:
+        """Length of the user vector."""
+        return self.user_embedding.embedding_dim + self.biases
+
+    def user_factors(self, user: Tensor) -> Tensor:
+        """(b, size): p_u, or [p_u, b_u], of users (b,)."""
+        factors = self.user_embedding(user)
+        return torch.cat([factors, self.user_bias(user)], -1) if self.biases else factors
+
+    def item_factors(self, item: Tensor) -> Tensor:
+        """(b, size): q_i, or [q_i, 1], of items (b,)."""
+        factors = self.item_embedding(item)
+        return nn.functional.pad(factors, (0, 1), value=1.0) if self.biases else factors
+
+    def item_offset(self, item: Tensor) -> Tensor:
+        """(b,): 0, or mu + b_i, of items (b,)."""
+        if not self.biases:
+            return self.mean.expand(len(item))
+        return self.mean + self.item_bias(item).squeeze(-1)
+
+    def forward(self, user: Tensor, item: Tensor) -> Tensor:
+        """Predicted ratings (b,) of pairs."""
+        products = (self.user_factors(user) * self.item_factors(item)).sum(-1)
+        return products + self.item_offset(item)
+
+    def penalty(self, user: Tensor, item: Tensor) -> Tensor:
+        """Mean over the batch of |p_u|^2 + |q_i|^2, and b_u^2 + b_i^2 where there are biases."""
+        squares = self.user_factors(user).square().sum(-1)
+        squares = squares + self.item_embedding(item).square().sum(-1)
+        if self.biases:
+            squares = squares + self.item_bias(item).squeeze(-1).square()
+        return squares.mean()
+
+    def loss(self, user: Tensor, item: Tensor, rating: Tensor, reg_weight: float) -> Tensor:
+        """Squared error, plus ``reg_weight`` times the penalty: a scalar."""
+        error = nn.functional.mse_loss(self(user, item), rating)
+        return error + reg_weight * self.penalty(user, item) if reg_weight else error

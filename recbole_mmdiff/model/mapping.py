@@ -1,0 +1,114 @@
+"""What the embedding-and-mapping models share: two base factorisations, and cold users' vectors."""
+
+import torch
+from torch import Tensor, nn
+
+from recbole_mmdiff.model.base import Stage, StagedRecommender
+from recbole_mmdiff.model.factorization import Factorization
+
+
+class MappingRecommender(StagedRecommender):
+    """Base of models that carry a user's source vector into the target space.
+
+    Stage ``source`` and stage ``target`` factorise the two domains apart. A subclass adds the stage
+    that learns ``transfer`` from the overlapping training users, on vectors that are standardised
+    in each domain (``standardize``). A user without target training rows is then scored by the
+    transferred vector, a user with some by the vector trained on them.
+    """
+
+    needs_source = True
+
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        self.reg_weight = config["reg_weight"]
+        self.pretrain_epochs = config["pretrain_epochs"]
+        self.pretrain_batch_size = config["pretrain_batch_size"]
+        self.pretrain_learning_rate = config["pretrain_learning_rate"]
+        self.standardize = config["standardize"]
+        shape = (self.RATING, config["embedding_size"], config["biases"], config["init_std"])
+        self.source = Factorization(dataset.source, *shape)
+        self.target = Factorization(dataset, *shape)
+        self.size = self.target.size
+        for domain in ("source", "target"):
+            self.register_buffer(f"{domain}_center", torch.zeros(self.size))
+            self.register_buffer(f"{domain}_scale", torch.ones(self.size))
+        trained = torch.zeros(dataset.user_num, dtype=torch.bool)
+        trained[dataset.users_with_rows()] = True
+        known = torch.zeros(dataset.user_num, dtype=torch.bool)
+        in_source = dataset.source.inter_feat[dataset.source.uid_field]
+        known[in_source[in_source < dataset.user_num]] = True
+        self.register_buffer("is_transferred", known & ~trained)
+        self.register_buffer("overlap_users", dataset.overlap_users())
+
+    def transfer(self, user: Tensor) -> Tensor:
+        """(b, size): standardised target vectors of users (b,), from their source vectors."""
+        raise NotImplementedError
+
+    def pretraining_stages(self) -> list[Stage]:
+        """The two base factorisations; the papers train them for a fixed number of epochs."""
+        common = {"epochs": self.pretrain_epochs, "validates": False,
+                  "batch_size": self.pretrain_batch_size,
+                  "learning_rate": self.pretrain_learning_rate}
+        return [Stage("source", "source", (self.source_loss,), self.source.parameters(), **common),
+                Stage("target", "target", (self.target_loss,), self.target.parameters(), **common)]
+
+    def source_loss(self, interaction) -> Tensor:
+        """Squared error of source ratings."""
+        return self._rating_loss(self.source, interaction)
+
+    def target_loss(self, interaction) -> Tensor:
+        """Squared error of target ratings."""
+        return self._rating_loss(self.target, interaction)
+
+    def _rating_loss(self, factorization: Factorization, interaction) -> Tensor:
+        return factorization.loss(interaction[self.USER_ID], interaction[self.ITEM_ID],
+                                  interaction[self.RATING], self.reg_weight)
+
+    @torch.no_grad()
+    def measure_spaces(self) -> None:
+        """Set centre and scale of both spaces from the overlapping training users."""
+        if not self.standardize:
+            return
+        for domain in ("source", "target"):
+            factors = getattr(self, domain).user_factors(self.overlap_users)
+            getattr(self, f"{domain}_center").copy_(factors.mean(0))
+            getattr(self, f"{domain}_scale").copy_(factors.std(0).clamp(min=1e-6))
+
+    def source_vectors(self, user: Tensor) -> Tensor:
+        """(b, size): standardised source vectors of users (b,); no gradient."""
+        factors = self.source.user_factors(user).detach()
+        return (factors - self.source_center) / self.source_scale
+
+    def target_vectors(self, user: Tensor) -> Tensor:
+        """(b, size): standardised target vectors of users (b,); no gradient."""
+        factors = self.target.user_factors(user).detach()
+        return (factors - self.target_center) / self.target_scale
+
+    def in_target_space(self, vectors: Tensor) -> Tensor:
+        """Undo the standardisation of target vectors (b, size)."""
+        return vectors * self.target_scale + self.target_center
+
+    def user_factors(self, user: Tensor) -> Tensor:
+        """(b, size): transferred vectors of cold users, trained ones of the others."""
+        factors = self.target.user_factors(user)
+        cold = self.is_transferred[user]
+        if cold.any():
+            factors = factors.clone()
+            factors[cold] = self.in_target_space(self.transfer(user[cold])).to(factors.dtype)
+        return factors
+
+    def item_factors(self, item: Tensor) -> Tensor:
+        """(b, size): target item vectors."""
+        return self.target.item_factors(item)
+
+    def item_offset(self, item: Tensor) -> Tensor:
+        """(b,): 0, or mean rating plus item bias."""
+        return self.target.item_offset(item)
+
+
+def perceptron(sizes: list[int], activation: type[nn.Module], bias: bool) -> nn.Sequential:
+    """Linear layers of these sizes with an activation between them."""
+    layers: list[nn.Module] = []
+    for number, (inputs, outputs) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+        layers += [activation()] * bool(number) + [nn.Linear(inputs, outputs, bias=bias)]
+    return nn.Sequential(*layers)

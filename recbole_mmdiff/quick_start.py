@@ -1,0 +1,198 @@
+"""One run: data, model, training, evaluation, and the folder that keeps them."""
+
+import json
+import logging
+import math
+import os
+import sys
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+import torch
+from recbole.utils import init_seed
+
+from dataset_prep import ml100k
+from recbole_mmdiff.config import Config
+from recbole_mmdiff.data.preparation import Parts, prepare_parts
+from recbole_mmdiff.errors import ConfigError
+from recbole_mmdiff.evaluator import Evaluation, Evaluator
+from recbole_mmdiff.storage import write_atomically
+from recbole_mmdiff.trainer import make_trainer
+from recbole_mmdiff.trainer.checkpoint import load_checkpoint
+
+CONFIG, CHECKPOINT, METRICS, LOG = "config.yaml", "checkpoint.pth", "metrics.json", "train.log"
+
+
+@dataclass
+class Run:
+    """A finished run: its folder, what ``metrics.json`` holds, and the trained model."""
+
+    folder: Path
+    metrics: dict
+    model: torch.nn.Module
+    parts: Parts
+    config: Config
+
+
+def run(model=None, dataset=None, config_files=(), config_dict=None, overrides=None,
+        output: str | Path | None = None, resume: str | Path | None = None) -> Run:
+    """Train and evaluate one model.
+
+    Args:
+        model, dataset, config_files, config_dict, overrides: as in ``Config``.
+        output: the run folder; must not hold another run.
+        resume: the folder of a run to go on with; its ``config.yaml`` is the configuration.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: what is wrong, and what to do.
+    """
+    if resume is not None:
+        config_files = (_file_of_run(resume, CONFIG), *config_files)
+    config = Config(model, dataset, list(config_files), config_dict, overrides)
+    folder = _run_folder(config, output or config["output"], resume)
+    if resume is not None and (folder / METRICS).is_file():
+        raise ConfigError(f"--resume: {folder} is finished, its results are in {folder / METRICS}")
+    make_default_data(config)
+    parts = _prepare(config)
+    # The folder appears only now: a mistake in keys or data leaves nothing behind.
+    folder.mkdir(parents=True, exist_ok=True)
+    handlers = _log_to(folder, config)
+    try:
+        return _train_and_evaluate(config, parts, folder, resume is not None)
+    except Exception as error:
+        logging.getLogger().error("%s: %s", type(error).__name__, error)
+        raise
+    finally:
+        for handler in handlers:
+            logging.getLogger().removeHandler(handler)
+            handler.close()
+
+
+def _file_of_run(folder: str | Path, name: str) -> Path:
+    path = Path(folder) / name
+    if not path.is_file():
+        raise ConfigError(f"--resume: there is no {name} in {folder}, so there is no run to go on "
+                          f"with")
+    return path
+
+
+def _run_folder(config, output, resume) -> Path:
+    if resume is not None:
+        return Path(resume)
+    now = datetime.now().strftime("%Y%m%d-%H%M%S")
+    folder = Path(output or Path("runs") / f"{config['model']}-{config['dataset']}-{now}")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"--output: {folder} exists and is not empty; choose another folder, or "
+                          f"--resume={folder}")
+    return folder
+
+
+def make_default_data(config) -> None:
+    """Make the embedded default domains if this run uses them and they are not there yet."""
+    names = {config.for_domain(domain)["dataset"] for domain in
+             ("source_domain", "target_domain")} if config.cross_domain else {config["dataset"]}
+    if names & {ml100k.SOURCE, ml100k.TARGET}:
+        ml100k.ensure(Path(config.data_root))
+
+
+def _prepare(config) -> Parts:
+    init_seed(config["seed"], config["reproducibility"])
+    return prepare_parts(config)
+
+
+def build_model(config, parts: Parts) -> torch.nn.Module:
+    """The model on its device, its weights drawn from the run's seed."""
+    init_seed(config["seed"], config["reproducibility"])
+    return config.model_class(config, parts.train).to(config["device"])
+
+
+def _train_and_evaluate(config, parts: Parts, folder: Path, resume: bool) -> Run:
+    logger = logging.getLogger()
+    if not resume:
+        config.save(folder / CONFIG)
+        if hasattr(parts.observed, "saved_split"):
+            parts.observed.saved_split.save(folder / "split.npz")
+    logger.info("%s on %s, device %s; set by hand:\n%s", config["model"], config["dataset"],
+                config["device"], config.changes() or "  nothing")
+    model = build_model(config, parts)
+    evaluator = Evaluator(config, parts)
+    trainer = make_trainer(config, model, evaluator, folder / CHECKPOINT)
+    started = perf_counter()
+    going_on = resume and (folder / CHECKPOINT).is_file()
+    trainer.fit(parts, show_progress=config["show_progress"], resume=going_on)
+    trained = perf_counter()
+    valid = evaluator.evaluate(model, "valid")
+    test = evaluator.evaluate(model, "test", by_group=True)
+    progress = getattr(trainer, "progress", None)
+    metrics = {
+        "model": config["model"], "dataset": config["dataset"], "seed": config["seed"],
+        "valid": valid.metrics, "test": test.metrics, "groups": test.groups,
+        "best_epoch": progress.best_epoch if progress else None,
+        "history": progress.history if progress else [],
+        "seconds": {"training": progress.seconds if progress else trained - started,
+                    "evaluation": perf_counter() - trained}}
+    _write_results(folder, config, metrics, test)
+    logger.info("test results:\n%s", format_metrics(test.metrics))
+    return Run(folder, metrics, model, parts, config)
+
+
+def _write_results(folder: Path, config, metrics: dict, test: Evaluation) -> None:
+    if config["save_per_user"]:
+        with write_atomically(folder / "per_user.npz") as temporary, open(temporary, "wb") as file:
+            np.savez_compressed(file, **test.per_user)
+    with write_atomically(folder / METRICS) as temporary:
+        Path(temporary).write_text(json.dumps(_finite(metrics), indent=1), encoding="utf-8")
+
+
+def _finite(value):
+    """JSON has no NaN: a value that does not exist is null."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def format_metrics(metrics: dict) -> str:
+    """A line for each pass; n/a where the model has no such scores."""
+    lines = []
+    for name, values in metrics.items():
+        text = "n/a" if values is None else "  ".join(
+            f"{key} {value:.4f}" for key, value in values.items())
+        lines.append(f"  {name:16} {text}")
+    return "\n".join(lines)
+
+
+def _log_to(folder: Path, config) -> list[logging.Handler]:
+    """Log to the console and to ``train.log``; TensorBoard follows the handler's run folder."""
+    os.makedirs(folder, exist_ok=True)
+    to_file = logging.FileHandler(folder / LOG, encoding="utf-8")
+    to_file.run_folder = str(folder)
+    to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    to_console = logging.StreamHandler(sys.stderr)
+    to_console.setFormatter(logging.Formatter("%(message)s"))
+    root = logging.getLogger()
+    root.setLevel(str(config["state"] or "INFO").upper())
+    for handler in (to_file, to_console):
+        root.addHandler(handler)
+    return [to_file, to_console]
+
+
+def load_run(folder: str | Path, checkpoint: str | Path | None = None) -> Run:
+    """A finished run with its data and its trained model, for further evaluation.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: as ``run``.
+    """
+    folder = Path(folder)
+    config = Config(config_file_list=[_file_of_run(folder, CONFIG)])
+    make_default_data(config)
+    parts = _prepare(config)
+    model = build_model(config, parts)
+    path = Path(checkpoint) if checkpoint else _file_of_run(folder, CHECKPOINT)
+    load_checkpoint(path, config, model)
+    metrics = json.loads(_file_of_run(folder, METRICS).read_text(encoding="utf-8"))
+    return Run(folder, metrics, model, parts, config)

@@ -1,0 +1,283 @@
+"""Training in stages on top of RecBole's Trainer."""
+
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from time import perf_counter
+
+import torch
+from recbole.trainer import Trainer
+from recbole.utils import early_stopping, set_color
+from torch.nn.utils import clip_grad_norm_
+from tqdm import tqdm
+
+from recbole_mmdiff.data.loaders import stage_loader
+from recbole_mmdiff.data.preparation import Parts, train_loader
+from recbole_mmdiff.diffusion.noise import fold_in
+from recbole_mmdiff.model.base import Stage
+from recbole_mmdiff.trainer.checkpoint import (
+    load_checkpoint,
+    random_state,
+    save_checkpoint,
+    set_random_state,
+)
+
+
+@dataclass
+class Progress:
+    """Where a run stands: plain values of the checkpoint.
+
+    ``stage`` and ``epoch`` are the next to be run; ``best_epoch`` is -1 before a validation.
+    """
+
+    stage: int = 0
+    epoch: int = 0
+    best_score: float | None = None
+    best_epoch: int = -1
+    cur_step: int = 0
+    stopped: bool = False
+    history: list = field(default_factory=list)
+    seconds: float = 0.0
+
+
+class StagedTrainer(Trainer):
+    """RecBole's Trainer, stage after stage, with exact resume.
+
+    A model that declares ``stages()`` is trained by them; any other has the one stage that RecBole
+    would run. Optimisers, early stopping, TensorBoard, W&B, clipping and mixed precision are
+    RecBole's. Every epoch ends in a checkpoint, from which a killed run gives the numbers of one
+    that was never killed.
+
+    Args:
+        config: the run's configuration.
+        model: the recommender, on its device.
+        evaluator: gives the validation score.
+        checkpoint: the file to write, and to resume from.
+    """
+
+    def __init__(self, config, model, evaluator=None, checkpoint: Path | None = None):
+        super().__init__(config, model)
+        self.phase_evaluator = evaluator
+        if checkpoint is not None:
+            self.saved_model_file = str(checkpoint)
+        self.progress = Progress()
+        self.best_weights: dict | None = None
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=bool(self.enable_scaler))
+
+    # ---- the run -------------------------------------------------------------------------------
+
+    def fit(self, parts: Parts, valid_data=None, verbose=True, saved=True, show_progress=False,
+            callback_fn=None, resume: bool = False):
+        """Run all stages, or those that are left.
+
+        Args:
+            parts: the prepared data; its training part alone is learned from.
+            valid_data: unused, for RecBole's signature: validation is the evaluator's.
+            saved: write checkpoints.
+            callback_fn: called with (epoch, score) after each validation.
+            resume: go on from the checkpoint.
+
+        Returns:
+            the best validation score and its results, as RecBole's Trainer.
+        """
+        self.parts, self.verbose, self.saved = parts, verbose, saved
+        self.show_progress = bool(show_progress) and sys.stderr.isatty()
+        self.callback = callback_fn
+        stages = self._declared_stages()
+        state = self._restore() if resume else None
+        for number in range(self.progress.stage, len(stages)):
+            self._run_stage(number, stages[number], state)
+            state = None
+        self._save(finished=True)
+        return self.progress.best_score, self.best_valid_result
+
+    def _declared_stages(self) -> list[Stage]:
+        if hasattr(self.model, "stages"):
+            return self.model.stages()
+        return [Stage("training", "target", (self.model.calculate_loss,), self.model.parameters(),
+                      self.epochs)]
+
+    def _loader(self, stage: Stage, seed: int):
+        if hasattr(self.model, "stages"):
+            return stage_loader(self.config, self.parts.train, stage.data,
+                                stage.batch_size or self.config["train_batch_size"], seed)
+        loader = train_loader(self.config, self.parts.train)
+        if self.config["train_neg_sample_args"].get("dynamic", False):
+            loader.get_model(self.model)
+        return loader
+
+    def _run_stage(self, number: int, stage: Stage, state: dict | None) -> None:
+        """Train one stage; ``state`` is the checkpoint to go on from, if it was saved inside it."""
+        started = perf_counter() - self.progress.seconds
+        seed = fold_in(self.config["seed"], number)
+        if hasattr(self.model, "stages"):
+            torch.manual_seed(seed)
+        self.model.seed = seed
+        loader = self._loader(stage, seed)
+        self.optimizer = self._build_optimizer(
+            params=list(stage.parameters), learning_rate=_or(stage.learning_rate,
+                                                             self.learning_rate),
+            weight_decay=_or(stage.weight_decay, self.weight_decay))
+        if stage.prepare is not None:
+            stage.prepare()
+        if state is not None:
+            self._restore_inside_stage(state, loader)
+        while self.progress.epoch < stage.epochs and not self.progress.stopped:
+            self._run_epoch(stage, loader)
+            self.progress.seconds = perf_counter() - started
+            last = self.progress.stopped or self.progress.epoch >= stage.epochs
+            if not last and self.progress.epoch % self.config["checkpoint_interval"] == 0:
+                self._save(loader)
+        self._finish_stage(number)
+
+    def _finish_stage(self, number: int) -> None:
+        if self.best_weights is not None:
+            self.model.load_state_dict(self.best_weights)
+            self.best_weights = None
+        kept = self.progress
+        self.progress = Progress(stage=number + 1, best_score=kept.best_score,
+                                 best_epoch=kept.best_epoch, history=kept.history,
+                                 seconds=kept.seconds)
+        self._save()
+
+    # ---- one epoch -----------------------------------------------------------------------------
+
+    def _run_epoch(self, stage: Stage, loader) -> None:
+        epoch, started = self.progress.epoch, perf_counter()
+        if self.progress.epoch == 0:
+            self.progress.best_score, self.progress.best_epoch = None, -1
+        self.model.epoch = epoch
+        if hasattr(self.model, "stages"):
+            loss = self._train_stage_epoch(stage, loader, epoch)
+        else:
+            loss = self._train_epoch(loader, epoch, show_progress=self.show_progress)
+        entry = {"stage": stage.name, "epoch": epoch,
+                 "loss": list(loss) if isinstance(loss, tuple) else loss,
+                 "seconds": perf_counter() - started}
+        self.progress.epoch += 1
+        if stage.validates and self._is_due(epoch):
+            entry |= self._validate(stage, epoch)
+        self._log(entry)
+        self.progress.history.append(entry)
+
+    def _is_due(self, epoch: int) -> bool:
+        return self.phase_evaluator is not None and self.eval_step > 0 \
+            and (epoch + 1) % self.eval_step == 0
+
+    def _train_stage_epoch(self, stage: Stage, loader, epoch: int) -> tuple[float, ...]:
+        """One pass over a stage's data: the mean of each of its losses."""
+        self.model.train()
+        loader.set_epoch(epoch)
+        totals = torch.zeros(len(stage.losses), device=self.device)
+        batches = tqdm(loader, desc=f"{stage.name} {epoch}", leave=False, ncols=100,
+                       disable=not self.show_progress)
+        for number, batch in enumerate(batches):
+            batch = batch.to(self.device)
+            for which, loss_of in enumerate(stage.losses):
+                loss = self._step(loss_of, batch)
+                totals[which] += loss.detach()
+        means = (totals / (number + 1)).tolist()
+        self._check_finite(means, stage, epoch)
+        return tuple(means)
+
+    def _step(self, loss_of, batch) -> torch.Tensor:
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(device_type=self.device.type, enabled=bool(self.enable_amp)):
+            loss = loss_of(batch)
+        self.scaler.scale(loss).backward()
+        if self.clip_grad_norm:
+            # RecBole clips the scaled gradient; the norm is meant for the true one.
+            self.scaler.unscale_(self.optimizer)
+            parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+            clip_grad_norm_(parameters, **self.clip_grad_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return loss
+
+    @staticmethod
+    def _check_finite(means, stage: Stage, epoch: int) -> None:
+        if not all(value == value and abs(value) != float("inf") for value in means):
+            raise ValueError(f"the training loss of stage {stage.name!r} is {means} in epoch "
+                             f"{epoch}; lower learning_rate, or set clip_grad_norm")
+
+    # ---- validation ----------------------------------------------------------------------------
+
+    def _validate(self, stage: Stage, epoch: int) -> dict:
+        score, result = self.phase_evaluator.score(self.model)
+        progress = self.progress
+        worst = float("-inf") if self.valid_metric_bigger else float("inf")
+        best = worst if progress.best_score is None else progress.best_score
+        progress.best_score, progress.cur_step, progress.stopped, improved = early_stopping(
+            score, best, progress.cur_step, max_step=self.stopping_step,
+            bigger=self.valid_metric_bigger)
+        if improved:
+            progress.best_epoch, self.best_valid_result = epoch, result
+            self.best_weights = {name: value.detach().clone()
+                                 for name, value in self.model.state_dict().items()}
+        if self.callback:
+            self.callback(epoch, score)
+        return {"valid_score": score}
+
+    def _log(self, entry: dict) -> None:
+        number = len(self.progress.history)
+        loss = entry["loss"]
+        self._add_train_loss_to_tensorboard(
+            number, tuple(loss) if isinstance(loss, list) else loss)
+        self.wandblogger.log_metrics({"train_loss": loss, "train_step": number}, head="train")
+        text = f"{entry['stage']} epoch {entry['epoch']}: loss {_short(loss)}"
+        if "valid_score" in entry:
+            self.tensorboard.add_scalar("Vaild_score", entry["valid_score"], number)
+            self.wandblogger.log_metrics({"score": entry["valid_score"], "valid_step": number},
+                                         head="valid")
+            text += f", valid {self.config['valid_metric']} {entry['valid_score']:.5f}"
+        if self.verbose:
+            self.logger.info(f"{text} ({entry['seconds']:.2f} s)")
+
+    # ---- checkpoints ---------------------------------------------------------------------------
+
+    def _save(self, loader=None, finished: bool = False) -> None:
+        if not self.saved:
+            return
+        save_checkpoint(
+            Path(self.saved_model_file), self.config, self.model, asdict(self.progress),
+            optimizer=self.optimizer.state_dict() if loader is not None else None,
+            scaler=self.scaler.state_dict(), random=random_state(loader),
+            best_weights=self.best_weights, best_valid_result=self.best_valid_result,
+            finished=finished)
+
+    def _restore(self) -> dict:
+        path = Path(self.saved_model_file)
+        state = load_checkpoint(path, self.config, self.model)
+        self.progress = Progress(**state["progress"])
+        self.best_weights = state["best_weights"]
+        self.best_valid_result = state["best_valid_result"]
+        if self.verbose:
+            message = f"resumed from {path}: stage {self.progress.stage}, epoch {self.progress.epoch}"
+            self.logger.info(set_color(message, "green"))
+        set_random_state(state["random"])
+        return state
+
+    def _restore_inside_stage(self, state: dict, loader) -> None:
+        if state["optimizer"] is not None:
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scaler.load_state_dict(state["scaler"])
+        set_random_state(state["random"], loader)
+
+    def _build_optimizer(self, **kwargs):
+        parameters = list(kwargs.pop("params", self.model.parameters()))
+        if not parameters:
+            return None
+        optimizer = super()._build_optimizer(params=parameters, **kwargs)
+        if self.config["fused_optimizer"] and isinstance(optimizer, torch.optim.Adam):
+            for group in optimizer.param_groups:
+                group["fused"], group["foreach"] = True, None
+        return optimizer
+
+
+def _or(value, default):
+    return default if value is None else value
+
+
+def _short(loss) -> str:
+    values = loss if isinstance(loss, (list, tuple)) else [loss]
+    return " ".join(f"{value:.4f}" for value in values)
