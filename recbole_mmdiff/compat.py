@@ -14,6 +14,7 @@ import logging
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -48,12 +49,24 @@ class Patch:
 PATCHES: list[Patch] = []
 
 
-def _patch(number: int, modules: str, needed: Callable[[], bool], **options: bool) -> Callable:
-    """Register the decorated function as a patch; the first line of its docstring is the reason."""
+def _patch(
+    number: int,
+    modules: str,
+    needed: Callable[[], bool] = lambda: True,
+    around: bool = False,
+    **since: tuple[int, ...],
+) -> Callable:
+    """Register the decorated function as a patch; the first line of its docstring is the reason.
+
+    It is needed from the releases of other packages named in ``since`` on.
+    """
+
+    def is_needed() -> bool:
+        return needed() and all(release(package) >= first for package, first in since.items())
 
     def register(apply: Callable) -> Callable:
         name, reason = apply.__name__.strip("_"), apply.__doc__.splitlines()[0]
-        PATCHES.append(Patch(number, name, "recbole." + modules, reason, needed, apply, **options))
+        PATCHES.append(Patch(number, name, f"recbole.{modules}", reason, is_needed, apply, around))
         return apply
 
     return register
@@ -133,65 +146,52 @@ class Namespace(ModuleType):
         return getattr(vars(self)["_original"], name)
 
 
-def _numpy_2() -> bool:
-    return release("numpy") >= (2,)
+@contextmanager
+def _stand_in(name: str, **attributes: Any) -> Iterator[None]:
+    """A bare module of this name that can be imported for a while."""
+    before = sys.modules.get(name)
+    sys.modules[name] = ModuleType(name)
+    vars(sys.modules[name]).update(attributes)
+    try:
+        yield
+    finally:
+        del sys.modules[name]
+        if before is not None:
+            sys.modules[name] = before
 
 
-def _pandas_3() -> bool:
-    return release("pandas") >= (3,)
-
-
-def _always() -> bool:
-    return True
+def _ray_is_old() -> bool:
+    return release("ray") < (2, 7)
 
 
 def _ray_cannot_start() -> bool:
-    return not release("ray") or (release("ray") < (2, 7) and find_spec("pkg_resources") is None)
-
-
-def _ray_breaks_on_numpy() -> bool:
-    return _numpy_2() and release("ray") < (2, 7)
+    return not release("ray") or (_ray_is_old() and find_spec("pkg_resources") is None)
 
 
 @_patch(1, r"quick_start\.quick_start", _ray_cannot_start, around=True)
-@_patch(2, r"quick_start\.quick_start", _ray_breaks_on_numpy, around=True)
-@contextmanager
-def _stand_in_for_ray(module: ModuleType) -> Iterator[None]:
+@_patch(2, r"quick_start\.quick_start", _ray_is_old, around=True, numpy=(2,))
+def _without_ray(module: ModuleType) -> Any:
     """quick_start imports ray: absent, or wants setuptools < 82 (1) or numpy 1's bool8 (2).
 
     It uses ``tune.report`` only, which does nothing outside a ray session: so does this stand-in.
     """
-    ray, tune = ModuleType("ray"), ModuleType("ray.tune")
-    ray.tune, tune.report = tune, lambda *args, **metrics: None
-    names = {"ray": ray, "ray.tune": tune}
-    before = {name: sys.modules[name] for name in names.keys() & sys.modules.keys()}
-    sys.modules.update(names)
-    try:
-        yield
-    finally:
-        for name in names:
-            del sys.modules[name]
-        sys.modules.update(before)
+    return _stand_in("ray", tune=Namespace(ModuleType("ray.tune"), report=lambda **metrics: None))
 
 
-@_patch(3, r"config\.configurator", _numpy_2)
+@_patch(3, r"config\.configurator", numpy=(2,))
 def _config_without_aliases(module: ModuleType) -> None:
     """Config() makes global aliases out of np.float_ and others, which numpy 2 removed."""
     module.Config.compatibility_settings = lambda self: None
 
 
-@_patch(3, r"(evaluator\.metrics|data\.(interaction|dataset\.dataset)|trainer\.\w+)", _numpy_2)
+@_patch(3, r"(evaluator\.metrics|data\.(interaction|dataset\.dataset)|trainer\.\w+)", numpy=(2,))
 def _old_numpy_names(module: ModuleType) -> None:
     """np.float, np.bool and np.str are used, which numpy 2 lacks and Config cannot bring back."""
     np = module.np
     module.np = Namespace(np, float=np.float64, int=np.int_, bool=np.bool_, str=np.str_)
 
 
-@_patch(
-    4,
-    r"model\.\w+\.(spectralcf|gcmc|lightgcn|ngcf|ncl|kgin|mcclk)",
-    lambda: release("scipy") >= (1, 13),
-)
+@_patch(4, r"model\.\w+\.(spectralcf|gcmc|lightgcn|ngcf|ncl|kgin|mcclk)", scipy=(1, 13))
 def _dok_update(module: ModuleType) -> None:
     """Graph models fill their adjacency with dok_matrix._update, which scipy 1.13 removed.
 
@@ -208,7 +208,7 @@ def _dok_update(module: ModuleType) -> None:
     module.sp = Namespace(module.sp, dok_matrix=FilledOnce)
 
 
-@_patch(5, r"(trainer\.trainer|model\.\w+\.(convncf|nais|ract|neumf|kd_dagfm|s3rec))", _always)
+@_patch(5, r"(trainer\.trainer|model\.\w+\.(convncf|nais|ract|neumf|kd_dagfm|s3rec))")
 def _plain_checkpoints(module: ModuleType) -> None:
     """Checkpoints pickle the Config, which torch >= 2.6 does not load, and which can run code."""
     from recbole_mmdiff import storage
@@ -240,7 +240,7 @@ def _without_modules(obj: Any) -> Any:
     return {**obj, "other_parameter": kept}
 
 
-@_patch(5, r"quick_start\.quick_start", _always)
+@_patch(5, r"quick_start\.quick_start")
 def _load_from_plain(module: ModuleType) -> None:
     """load_data_and_model builds the dataset out of the pickled Config of a checkpoint."""
 
@@ -277,7 +277,7 @@ def _restore_config(config_class: Callable, entries: dict[str, Any]) -> Any:
     return config
 
 
-@_patch(6, r"data\.dataset\.(dataset|kg_dataset|sequential_dataset)", _pandas_3)
+@_patch(6, r"data\.dataset\.(dataset|kg_dataset|sequential_dataset)", pandas=(3,))
 def _len_of_cells(module: ModuleType) -> None:
     """column.agg(len) means the length of every cell, and in pandas 3 that of the column.
 
@@ -291,10 +291,13 @@ def _len_of_cells(module: ModuleType) -> None:
     module.len = length
 
 
-@_patch(7, r"data\.dataset\.dataset", _pandas_3)
+@_patch(7, r"data\.dataset\.dataset", pandas=(3,))
 def _missing_sequences(module: ModuleType) -> None:
     """A missing cell of a _seq column crashes: it is filled in a copy of the column in pandas 3."""
     pd = module.pd
+    # pandas warns that RecBole's own attempt to fill the column does nothing: no longer needed.
+    warning = pd.errors.ChainedAssignmentError
+    warnings.filterwarnings("ignore", category=warning, module=re.escape(module.__name__))
 
     def read_csv(*args: Any, **kwargs: Any) -> Any:
         frame = pd.read_csv(*args, **kwargs)
@@ -303,7 +306,7 @@ def _missing_sequences(module: ModuleType) -> None:
     module.pd = Namespace(pd, read_csv=read_csv)
 
 
-@_patch(8, r"data\.dataset\.dataset", _pandas_3)
+@_patch(8, r"data\.dataset\.dataset", pandas=(3,))
 def _missing_values(module: ModuleType) -> None:
     """Missing tokens become huge ids, floats stay NaN: they are filled in a copy in pandas 3."""
     import numpy as np
@@ -326,14 +329,14 @@ def _missing_values(module: ModuleType) -> None:
     module.Dataset._fill_nan = _fill_nan
 
 
-@_patch(9, r"trainer\.hyper_tuning", lambda: release("hyperopt") >= (0, 2, 7))
+@_patch(9, r"trainer\.hyper_tuning", hyperopt=(0, 2, 7))
 def _generator_for_hyperopt(module: ModuleType) -> None:
     """Exhaustive search gives a RandomState where hyperopt >= 0.2.7 wants numpy's Generator."""
     np = module.np
     module.np = Namespace(np, random=Namespace(np.random, RandomState=np.random.default_rng))
 
 
-@_patch(10, r"trainer\.trainer", _always)
+@_patch(10, r"trainer\.trainer")
 def _tensorboard_of_the_run(module: ModuleType) -> None:
     """TensorBoard files go to the working directory, not to the run_folder of a log handler."""
     elsewhere = module.get_tensorboard
@@ -347,3 +350,17 @@ def _tensorboard_of_the_run(module: ModuleType) -> None:
         return elsewhere(logger)
 
     module.get_tensorboard = get_tensorboard
+
+
+def _kmeans_is_undeclared() -> bool:
+    return release("recbole") < (1, 2, 1) and find_spec("kmeans_pytorch") is None
+
+
+@_patch(11, r"model\.general_recommender\.ldiffrec", _kmeans_is_undeclared, around=True)
+def _without_kmeans(module: ModuleType) -> Any:
+    """RecBole 1.2.0 imports an undeclared kmeans_pytorch with its general models, for LDiffRec."""
+
+    def kmeans(*args: Any, **kwargs: Any) -> None:
+        raise ImportError("LDiffRec needs kmeans_pytorch: pip install kmeans-pytorch")
+
+    return _stand_in("kmeans_pytorch", kmeans=kmeans)

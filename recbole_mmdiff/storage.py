@@ -7,6 +7,7 @@ configuration) as tensors and plain Python values, so that it can be read back w
 
 import os
 import pickle
+import re
 import secrets
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -83,6 +84,9 @@ def to_plain(obj: Any, where: str = "state") -> Any:
         return obj.name
     if isinstance(obj, np.generic):
         return to_plain(obj.item(), where)
+    for kind, encode in _ENCODERS.items():  # Before dict, which scipy's dok_matrix subclasses.
+        if isinstance(obj, kind):
+            return encode(obj, where)
     if isinstance(obj, dict):
         return _plain_dict(obj, where)
     if isinstance(obj, (list, tuple)):
@@ -90,9 +94,6 @@ def to_plain(obj: Any, where: str = "state") -> Any:
         return list(items) if isinstance(obj, list) else tuple(items)
     if hasattr(obj, "final_config_dict"):
         return {str(key): _config_entry(value) for key, value in obj.final_config_dict.items()}
-    for kind, encode in _ENCODERS.items():
-        if isinstance(obj, kind):
-            return encode(obj, where)
     raise CheckpointError(
         f"{where} is a {type(obj).__module__}.{type(obj).__qualname__}, which has no plain form; "
         "store its tensors, numbers and strings (such as its state_dict()) instead"
@@ -144,14 +145,17 @@ def load_plain(path: str | os.PathLike, map_location: Any = "cpu") -> Any:
 
 def _why_unreadable(path: str | os.PathLike, error: Exception) -> str:
     """Say what is wrong with a file that torch could not read, and what to do about it."""
-    cause = (str(error).strip() or type(error).__name__).splitlines()[0]
-    if isinstance(error, pickle.UnpicklingError) and "nsupported" in str(error):
+    refused = re.search("unsupported (global|class)", str(error), re.IGNORECASE)
+    with open(path, "rb") as file:
+        is_bare_pickle = file.read(1) == pickle.PROTO
+    if refused or is_bare_pickle:
         return (
             f"{path}: holds pickled Python objects, which can run code when opened, so it was not "
             "opened; use a checkpoint written by recbole_mmdiff, or, if you wrote the file "
             "yourself, convert it once: recbole_mmdiff.storage.save_plain(torch.load(path, "
             "weights_only=False), path)"
         )
+    cause = (str(error).strip() or type(error).__name__).splitlines()[0]
     return (
         f"{path}: cannot be read ({cause}); it is truncated, damaged or not a torch file; "
         "use an earlier checkpoint or train again"

@@ -1,4 +1,4 @@
-"""Argument checks shared by this room: every message names the parameter, its value and what is accepted."""
+"""Argument checks of this room: a message names the parameter, its value and what is accepted."""
 
 from collections.abc import Collection
 
@@ -19,3 +19,9 @@ def check_interval(name: str, value: float, low: float, high: float) -> None:
     """Raise ``ValueError`` unless ``low <= value <= high`` (NaN is refused)."""
     if not low <= value <= high:
         raise ValueError(f"{name}={value!r} must lie in [{low}, {high}]")
+
+
+def check_order(order: object) -> None:
+    """Raise ``ValueError`` unless ``order`` is 1, 2 or 3."""
+    if order not in (1, 2, 3):
+        raise ValueError(f"order={order!r} is not known; accepted: 1, 2, 3")

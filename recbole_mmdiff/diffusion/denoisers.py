@@ -23,20 +23,24 @@ ACTIVATIONS = {
 
 
 def sinusoidal_embedding(
-    t: float | Tensor, dim: int, dtype: torch.dtype | None = None, device=None
+    t: float | Tensor,
+    dim: int,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
 ) -> Tensor:
     """``[sin(t f_0) .. sin(t f_k), cos(t f_0) .. cos(t f_k)]``, ``f_i = 10000^(-i / (dim/2 - 1))``.
 
-    Vaswani et al. 2017, section 3.5, in the arrangement of Ho et al. 2020: sines first, exponents over
-    ``dim/2 - 1``. ``t``: a float, giving ``(dim,)``, computed in float64 and then cast; or a tensor
-    ``(n,)`` of any real dtype, giving ``(n, dim)`` in its own floating dtype (torch's default for
-    integers). ``dtype`` and ``device`` apply to a float ``t``. Raises ``ValueError`` unless ``dim`` is
-    an even number of at least 4.
+    Vaswani et al. 2017, section 3.5, in the arrangement of Ho et al. 2020: sines first, exponents
+    over ``dim/2 - 1``. ``t``: a float, giving ``(dim,)``, computed in float64 and then cast; or a
+    tensor ``(n,)`` of any real dtype, giving ``(n, dim)`` in its own floating dtype (torch's
+    default for integers). ``dtype`` and ``device`` apply to a float ``t``. Raises ``ValueError``
+    unless ``dim`` is an even number of at least 4.
     """
     _check_time_dim("dim", dim)
     if not isinstance(t, Tensor):
         row = torch.from_numpy(sinusoids((float(t),), dim)[0])
-        return row.to(device=device, dtype=dtype or torch.get_default_dtype())
+        # A copy in any case: the row belongs to the cache.
+        return row.to(device=device, dtype=dtype or torch.get_default_dtype(), copy=True)
     t = t if t.is_floating_point() else t.to(torch.get_default_dtype())
     frequencies = torch.from_numpy(_frequencies(dim)).to(device=t.device, dtype=t.dtype)
     angles = t[:, None] * frequencies
@@ -63,9 +67,9 @@ def _check_time_dim(name: str, dim: int) -> None:
 
 
 class AffineParameters(NamedTuple):
-    """An affine ``MLPDenoiser`` in float64: ``output = (x + time + keep * condition) @ weight + bias``.
+    """An affine ``MLPDenoiser``, float64: ``output = (x + time + keep * cond) @ weight + bias``.
 
-    ``time = sinusoids @ time_weight + time_bias`` and ``condition = c @ condition_weight +
+    ``time = sinusoids @ time_weight + time_bias`` and ``cond = c @ condition_weight +
     condition_bias``.
     """
 
@@ -86,12 +90,12 @@ class AffineParameters(NamedTuple):
 class MLPDenoiser(nn.Module):
     """DiffCDR's noise network: time and condition are added to the input of a perceptron.
 
-    ``h = x + Linear(sinusoid(t)) + keep * Linear(c)``, then linear layers ``dim -> hidden_sizes ->
-    dim`` with ``hidden_activation`` between them (section 3.1). With ``"none"``, the published
-    setting, the network is affine in ``(x, c)`` (``is_affine``). ``keep`` comes after the bias of the
-    condition's layer, so that a dropped condition leaves nothing behind; ``keep_input=True`` masks
-    the condition itself instead (MMDCDR). Raises ``ValueError`` for sizes below 1, an odd ``time_dim``
-    or one below 4, or an unknown activation.
+    ``h = x + Linear(sinusoid(t)) + keep * Linear(c)``, then linear layers
+    ``dim -> hidden_sizes -> dim`` with ``hidden_activation`` between them (section 3.1). With
+    ``"none"``, the published setting, the network is affine in ``(x, c)`` (``is_affine``). ``keep``
+    comes after the bias of the condition's layer, so that a dropped condition leaves nothing
+    behind; ``keep_input=True`` masks the condition itself instead (MMDCDR). Raises ``ValueError``
+    for sizes below 1, an odd ``time_dim`` or one below 4, or an unknown activation.
     """
 
     def __init__(
@@ -119,10 +123,8 @@ class MLPDenoiser(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
         self.activation = ACTIVATIONS[hidden_activation]()
 
-    def forward(
-        self, x: Tensor, t: float | Tensor, condition: Tensor, keep: Tensor | None = None
-    ) -> Tensor:
-        """``x (n, d)``, ``t`` a float or ``(n,)``, ``condition (n, c)``, ``keep (n, 1)`` of 0 and 1.
+    def forward(self, x: Tensor, t: float | Tensor, condition: Tensor, keep: Tensor | None = None) -> Tensor:
+        """``x (n, d)``, ``t`` a float or ``(n,)``, ``condition (n, c)``, ``keep (n, 1)`` in {0, 1}.
 
         ``keep=None`` keeps every condition. Returns ``(n, d)``.
         """
@@ -144,20 +146,16 @@ class MLPDenoiser(nn.Module):
         return self.hidden_activation == "none" or len(self.layers) == 1
 
     def affine_parameters(self) -> AffineParameters:
-        """The whole network as one affine map, float64, detached; ``ValueError`` if it is not one."""
+        """The network as one affine map, float64, detached; ``ValueError`` if it is not one."""
         if not self.is_affine:
-            raise ValueError(
-                f"hidden_activation={self.hidden_activation!r} is not affine; accepted: 'none'"
-            )
+            raise ValueError(f"hidden_activation={self.hidden_activation!r} is not affine; accepted: 'none'")
         # From the output back, where the matrices are thinnest.
         weight, bias = _as_numpy(self.layers[-1])
         for layer in reversed(self.layers[:-1]):
             inner, inner_bias = _as_numpy(layer)
             bias = inner_bias @ weight + bias
             weight = inner @ weight
-        return AffineParameters(
-            weight, bias, *_as_numpy(self.time_linear), *_as_numpy(self.condition_linear)
-        )
+        return AffineParameters(weight, bias, *_as_numpy(self.time_linear), *_as_numpy(self.condition_linear))
 
 
 def _as_numpy(layer: nn.Linear) -> tuple[np.ndarray, np.ndarray]:

@@ -1,11 +1,12 @@
 """Discrete noise schedules: ``T`` steps with variances ``beta_1 .. beta_T`` (Ho et al. 2020).
 
-Steps are numbered as in the papers: step ``n`` runs from 1 (nearly clean) to ``T`` (noisiest), and step
-0 is the data. Code that counts its network's time from 0 passes ``n - 1`` to the network.
+Steps are numbered as in the papers: step ``n`` runs from 1 (nearly clean) to ``T`` (noisiest), and
+step 0 is the data. Code that counts its network's time from 0 passes ``n - 1`` to the network.
 """
 
 import math
 from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import accumulate, pairwise
@@ -24,9 +25,10 @@ MAX_BETA = 0.999
 class DiscreteSchedule(NoiseSchedule):
     """``alpha_bar_n = prod_{i <= n} (1 - beta_i)``; ``alpha = sqrt(alpha_bar)``.
 
-    ``betas``: ``T`` floats in ``(0, 1)``. As a ``NoiseSchedule`` step ``n`` sits at ``t = n / T`` and
-    ``log alpha`` is linear between steps (Lu et al. 2022, Appendix D.4), so any sampler can drive a
-    network trained on discrete steps. Raises ``ValueError`` for an empty list or a beta outside (0, 1).
+    ``betas``: ``T`` floats in ``(0, 1)``. As a ``NoiseSchedule`` step ``n`` sits at ``t = n / T``
+    and ``log alpha`` is linear between steps (Lu et al. 2022, Appendix D.4), so any sampler can
+    drive a network trained on discrete steps. Raises ``ValueError`` for an empty list or a beta
+    outside (0, 1).
     """
 
     betas: tuple[float, ...]
@@ -86,9 +88,7 @@ class DiscreteSchedule(NoiseSchedule):
         before, after = table[lower], table[lower + 1]
         return before + (position - lower) * (after - before)
 
-    def alpha_sigma_at(
-        self, step: Tensor, dtype: torch.dtype = torch.float32
-    ) -> tuple[Tensor, Tensor]:
+    def alpha_sigma_at(self, step: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
         """``(alpha, sigma)`` of integer steps: ``step`` is a LongTensor of values in ``0 .. T``.
 
         Both have its shape, on its device. A step outside the range is an index error of torch.
@@ -100,8 +100,8 @@ class DiscreteSchedule(NoiseSchedule):
     def posterior_coefficients(self, step: int) -> tuple[float, float, float]:
         """``(c_0, c_t, variance)`` of ``q(x_{n-1} | x_n, x_0)``, mean ``c_0 x_0 + c_t x_n``.
 
-        Ho et al. 2020, Eqs. 6 and 7; at step 1 it is ``(1, 0, 0)``. Raises ``ValueError`` for a step
-        outside ``1 .. T``.
+        Ho et al. 2020, Eqs. 6 and 7; at step 1 it is ``(1, 0, 0)``. Raises ``ValueError`` for a
+        step outside ``1 .. T``.
         """
         self._check_step(step, minimum=1)
         beta, before, now = self.betas[step - 1], self.log_alphas[step - 1], self.log_alphas[step]
@@ -113,7 +113,7 @@ class DiscreteSchedule(NoiseSchedule):
     def posterior_coefficients_at(
         self, step: Tensor, dtype: torch.dtype = torch.float32
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The same for a LongTensor of steps in ``1 .. T``: three tensors of its shape and device."""
+        """The same for a LongTensor of steps in ``1 .. T``: three tensors of its shape."""
         names = ("posterior_data", "posterior_state", "posterior_variance")
         return tuple(_table(self, name, step.device, dtype)[step - 1] for name in names)
 
@@ -123,9 +123,7 @@ class DiscreteSchedule(NoiseSchedule):
 
 
 @lru_cache(maxsize=64)
-def _table(
-    schedule: DiscreteSchedule, name: str, device: torch.device, dtype: torch.dtype
-) -> Tensor:
+def _table(schedule: DiscreteSchedule, name: str, device: torch.device, dtype: torch.dtype) -> Tensor:
     """One coefficient of every step as a tensor, computed in float64 and kept on its device."""
     if name.startswith("posterior"):
         column = ("posterior_data", "posterior_state", "posterior_variance").index(name)
@@ -147,8 +145,8 @@ def linear_schedule(
 
     ``rescale`` multiplies them by ``1000 / num_steps``: the range was chosen for 1,000 steps, and
     with 20 of them the unscaled one leaves ``alpha_bar_T = 0.82``, so that sampling from pure noise
-    could not reach the data. Betas above 0.999 are clipped. Raises ``ValueError`` for ``num_steps < 1``
-    or betas outside ``0 < beta_start <= beta_end < 1``.
+    could not reach the data. Betas above 0.999 are clipped. Raises ``ValueError`` for
+    ``num_steps < 1`` or betas outside ``0 < beta_start <= beta_end < 1``.
     """
     check_count("num_steps", num_steps)
     if not 0.0 < beta_start < 1.0:
@@ -175,9 +173,9 @@ def cosine_schedule(num_steps: int, offset: float = 0.008) -> DiscreteSchedule:
 def sqrt_schedule(num_steps: int, offset: float = 1e-4) -> DiscreteSchedule:
     """``alpha_bar_n = 1 - sqrt(n/T + offset)``, relative to its value at 0.
 
-    Li et al. 2022 (Diffusion-LM), Appendix A: noise rises fast at first. The division by the value at
-    ``n = 0`` makes step 0 exactly the data. Betas above 0.999 are clipped (the last one always is).
-    Raises ``ValueError`` for ``num_steps < 1`` or ``offset`` outside ``[0, 0.5]``.
+    Li et al. 2022 (Diffusion-LM), Appendix A: noise rises fast at first. The division by the value
+    at ``n = 0`` makes step 0 exactly the data. Betas above 0.999 are clipped (the last one always
+    is). Raises ``ValueError`` for ``num_steps < 1`` or ``offset`` outside ``[0, 0.5]``.
     """
     check_interval("offset", offset, 0.0, 0.5)
     return _from_alpha_bar(num_steps, lambda u: max(1.0 - math.sqrt(u + offset), 0.0))
@@ -187,22 +185,21 @@ def exp_schedule(num_steps: int, beta_min: float = 0.1, beta_max: float = 10.0) 
     """``beta_n = 1 - exp(-beta_min / T - (2n - 1) (beta_max - beta_min) / (2 T^2))``.
 
     The linear VP-SDE integrated exactly over each of ``T`` steps (Song et al. 2021, Appendix C; the
-    "exp" schedule of Yang et al. 2023, DreamRec), so ``alpha_bar_T = exp(-(beta_min + beta_max) / 2)``
-    whatever ``T``. Betas above 0.999 are clipped. Raises ``ValueError`` for ``num_steps < 1`` or unless
-    ``0 <= beta_min <= beta_max`` with ``beta_max > 0``.
+    "exp" schedule of Yang et al. 2023, DreamRec), so
+    ``alpha_bar_T = exp(-(beta_min + beta_max) / 2)`` whatever ``T``. Betas above 0.999 are clipped.
+    Raises ``ValueError`` for ``num_steps < 1`` or unless ``0 <= beta_min <= beta_max`` with
+    ``beta_max > 0``.
     """
     check_count("num_steps", num_steps)
     check_interval("beta_min", beta_min, 0.0, math.inf)
     if not (beta_min <= beta_max < math.inf and beta_max > 0.0):
         raise ValueError(f"beta_max={beta_max!r} must be positive, finite and at least {beta_min=}")
     slope = (beta_max - beta_min) / (2.0 * num_steps**2)
-    betas = (
-        -math.expm1(-beta_min / num_steps - (2 * n - 1) * slope) for n in range(1, num_steps + 1)
-    )
+    betas = (-math.expm1(-beta_min / num_steps - (2 * n - 1) * slope) for n in range(1, num_steps + 1))
     return DiscreteSchedule(tuple(min(beta, MAX_BETA) for beta in betas))
 
 
-def _from_alpha_bar(num_steps: int, alpha_bar) -> DiscreteSchedule:
+def _from_alpha_bar(num_steps: int, alpha_bar: Callable[[float], float]) -> DiscreteSchedule:
     check_count("num_steps", num_steps)
     values = [alpha_bar(n / num_steps) for n in range(num_steps + 1)]
     # An alpha_bar that has reached 0 stays there: the clipped beta stands for it.
@@ -221,8 +218,8 @@ _CONSTRUCTORS = {
 def discrete_schedule(name: str, num_steps: int, **options: float) -> DiscreteSchedule:
     """A discrete schedule by name: ``linear``, ``cosine``, ``sqrt`` or ``exp``.
 
-    ``options`` go to ``<name>_schedule``. Raises ``ValueError`` for an unknown name and ``TypeError``
-    for an option that schedule does not have.
+    ``options`` go to ``<name>_schedule``. Raises ``ValueError`` for an unknown name and
+    ``TypeError`` for an option that schedule does not have.
     """
     check_choice("name", name, _CONSTRUCTORS)
     return _CONSTRUCTORS[name](num_steps, **options)

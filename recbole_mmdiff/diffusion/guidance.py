@@ -13,7 +13,7 @@ TimeInput = Callable[[float], float]
 
 
 class ConditionalNetwork(Protocol):
-    """``network(x, t, condition, keep)`` with ``x (n, d)``, ``condition (n, c)``, ``keep (n, 1)`` or None."""
+    """``network(x, t, c, keep)``: ``x (n, d)``, ``c (n, c)``, ``keep (n, 1)`` or None."""
 
     def __call__(self, x: Tensor, t: float, condition: Tensor, keep: Tensor | None) -> Tensor: ...
 
@@ -29,19 +29,17 @@ def guided_noise(
     guidance_scale: float,
     time_input: TimeInput = same_time,
 ) -> Callable[[Tensor, float], Tensor]:
-    """``denoise(x, t)`` giving ``eps_u + s (eps_c - eps_u)`` (Ho and Salimans 2022; DiffCDR, Eq. 3).
+    """``denoise(x, t)`` giving ``eps_u + s (eps_c - eps_u)`` (Ho, Salimans 2022; DiffCDR, Eq. 3).
 
     ``condition``: ``(n, c)``; ``guidance_scale``: ``s``; 0 ignores the condition, 1 is plain
     conditional sampling. Both branches go through **one** forward of ``2n`` rows, told apart by
-    ``keep`` (1 conditional, 0 not); with ``s = 1`` the unconditional branch has no weight and is left
-    out. ``denoise`` takes ``x (n, d)`` and the schedule's time, which ``time_input`` turns into the
-    network's. The output has the network's parametrisation: wrap it by ``noise_from_x0`` for data
-    prediction. Raises ``ValueError`` when ``x`` and ``condition`` differ in rows.
+    ``keep`` (1 conditional, 0 not); with ``s = 1`` the unconditional branch has no weight and is
+    left out. ``denoise`` takes ``x (n, d)`` and the schedule's time, which ``time_input`` turns
+    into the network's. The output has the network's parametrisation: wrap it by ``noise_from_x0``
+    for data prediction. Raises ``ValueError`` when ``x`` and ``condition`` differ in rows.
     """
     rows = condition.shape[0]
     scale = float(guidance_scale)
-    if scale == 1.0:
-        return lambda x, t: network(x, time_input(t), condition, None)
     twice = torch.cat((condition, condition))
     keep = condition.new_zeros(2 * rows, 1)
     keep[:rows] = 1.0
@@ -49,6 +47,8 @@ def guided_noise(
     def denoise(x: Tensor, t: float) -> Tensor:
         if x.shape[0] != rows:
             raise ValueError(f"x has {x.shape[0]} rows; accepted: {rows}, as condition has")
+        if scale == 1.0:
+            return network(x, time_input(t), condition, None)
         output = network(torch.cat((x, x)), time_input(t), twice, keep)
         conditional, unconditional = output[:rows], output[rows:]
         return torch.lerp(unconditional, conditional, scale)
@@ -59,9 +59,9 @@ def guided_noise(
 def drop_condition(uniform: Tensor, probability: float) -> Tensor:
     """Mask for training with dropped conditions: 0 where ``uniform < probability``, else 1.
 
-    ``uniform``: ``(n,)`` or ``(n, 1)`` numbers in ``[0, 1)``, best from ``keyed_uniform`` so that they
-    do not depend on the batch; returns ``(n, 1)`` of its dtype, the ``keep`` of a network. Raises
-    ``ValueError`` for a probability outside ``[0, 1]``.
+    ``uniform``: ``(n,)`` or ``(n, 1)`` numbers in ``[0, 1)``, best from ``keyed_uniform`` so that
+    they do not depend on the batch; returns ``(n, 1)`` of its dtype, the ``keep`` of a network.
+    Raises ``ValueError`` for a probability outside ``[0, 1]``.
     """
     check_interval("probability", probability, 0.0, 1.0)
     return (uniform >= probability).to(uniform.dtype).view(-1, 1)

@@ -1,12 +1,13 @@
 """Counter-based random numbers: a value depends on (seed, key, column) and on nothing else.
 
-A stream of a generator gives a sample another value when the batch order, the number of processes or
-the point of a resume changes. Here each sample has a key (its row id), each epoch and purpose a seed
-(``fold_in``), and the value is a hash of them: any chunking, order or split over processes agrees.
+A stream of a generator gives a sample another value when the batch order, the number of processes
+or the point of a resume changes. Here each sample has a key (its row id), each epoch and purpose a
+seed (``fold_in``), and the value is a hash of them: any chunking, order or split over processes
+agrees.
 
 The hash is the finaliser of SplitMix64 (Steele, Lea and Flood 2014, Figure 15) on int64 tensors:
-multiplication and addition wrap there as they do on unsigned words, and logical shifts are arithmetic
-ones with the copied sign bits masked away.
+multiplication and addition wrap there as they do on unsigned words, and logical shifts are
+arithmetic ones with the copied sign bits masked away.
 """
 
 import math
@@ -18,8 +19,8 @@ from recbole_mmdiff.diffusion._checks import check_count
 
 _WORD = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
-_MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
-_SHIFTS = (30, 27, 31)
+_ROUNDS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
+_LAST_SHIFT = 31
 
 
 def _signed(word: int) -> int:
@@ -27,9 +28,9 @@ def _signed(word: int) -> int:
 
 
 def _mix_int(word: int) -> int:
-    for shift, multiplier in zip(_SHIFTS, _MULTIPLIERS):
+    for shift, multiplier in _ROUNDS:
         word = ((word ^ (word >> shift)) * multiplier) & _WORD
-    return word ^ (word >> _SHIFTS[-1])
+    return word ^ (word >> _LAST_SHIFT)
 
 
 def _shift_right(words: Tensor, shift: int) -> Tensor:
@@ -37,9 +38,9 @@ def _shift_right(words: Tensor, shift: int) -> Tensor:
 
 
 def _mix(words: Tensor) -> Tensor:
-    for shift, multiplier in zip(_SHIFTS, _MULTIPLIERS):
+    for shift, multiplier in _ROUNDS:
         words = (words ^ _shift_right(words, shift)) * _signed(multiplier)
-    return words ^ _shift_right(words, _SHIFTS[-1])
+    return words ^ _shift_right(words, _LAST_SHIFT)
 
 
 def _bits(keys: Tensor, columns: int, seed: int) -> Tensor:
@@ -50,7 +51,8 @@ def _bits(keys: Tensor, columns: int, seed: int) -> Tensor:
             "accepted: a one-dimensional int64 tensor"
         )
     start = _signed(_mix_int((int(seed) + _GOLDEN) & _WORD))
-    # Mixed before the columns are added, or key k, column j would equal key k + GOLDEN, column j - 1.
+    # Mixed before the columns are added, or key k, column j would equal key k + GOLDEN, column j -
+    # 1.
     rows = _mix(_mix(keys + start) + start)
     counters = torch.arange(1, columns + 1, device=keys.device) * _signed(_GOLDEN)
     return _mix(rows[:, None] + counters)
@@ -59,14 +61,14 @@ def _bits(keys: Tensor, columns: int, seed: int) -> Tensor:
 def fold_in(seed: int, *values: int) -> int:
     """Mix integers, such as (epoch, stage), into a seed.
 
-    Returns an int in ``[0, 2^63)``, different for another order of the same values. Any integers, also
-    negative ones, are accepted.
+    Returns an int in ``[0, 2^63)``, different for another order of the same values. Any integers,
+    also negative ones, are accepted.
     """
     word = _mix_int((int(seed) + _GOLDEN) & _WORD)
     for value in values:
         # The product makes the two sides unlike: a plain sum would swap seed and first value.
         value_word = _mix_int((int(value) + _GOLDEN) & _WORD)
-        word = _mix_int((word * _MULTIPLIERS[0] + value_word) & _WORD)
+        word = _mix_int((word * _ROUNDS[0][1] + value_word) & _WORD)
     return word >> 1
 
 
@@ -82,12 +84,12 @@ def keyed_uniform(keys: Tensor, dim: int, seed: int, dtype: torch.dtype = torch.
 
 
 def keyed_normal(keys: Tensor, dim: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Standard normal numbers, a function of (seed, key, column); a wider ``dim`` keeps the first ones.
+    """Standard normal numbers, a function of (seed, key, column), whatever ``dim``.
 
-    ``keys``: LongTensor ``(n,)``; returns ``(n, dim)`` of ``dtype`` on its device. Box and Muller 1958
-    in float64, columns in pairs (cosine, sine), then cast: devices may differ in the last bit of a
-    float64, which a cast to float32 almost never shows. Raises ``ValueError`` for keys of another kind
-    or ``dim < 1``.
+    ``keys``: LongTensor ``(n,)``; returns ``(n, dim)`` of ``dtype`` on its device. Box and Muller
+    1958 in float64, columns in pairs (cosine, sine), then cast: devices may differ in the last bit
+    of a float64, which a cast to float32 almost never shows. Raises ``ValueError`` for keys of
+    another kind or ``dim < 1``.
     """
     check_count("dim", dim)
     pairs = (dim + 1) // 2

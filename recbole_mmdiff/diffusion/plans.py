@@ -1,12 +1,13 @@
 """Samplers as tables of coefficients.
 
-Every sampler of this room does the same two things: it asks the network for a prediction, and it takes a
-linear combination of the state at the start of the step and of recent predictions. Hence a ``Plan``, the
-list of those combinations, computed once for a schedule and its nodes (float64, cached), and one loop,
-``run_plan``, which needs nothing of the state but ``*`` and ``+`` with floats.
+Every sampler of this room does the same two things: it asks the network for a prediction, and it
+takes a linear combination of the state at the start of the step and of recent predictions. Hence a
+``Plan``, the list of those combinations, computed once for a schedule and its nodes (float64,
+cached), and one loop, ``run_plan``, which needs nothing of the state but ``*`` and ``+`` with
+floats.
 
-Throughout, ``h = lambda_end - lambda_start`` is a step's length in half log-SNR, and every coefficient is
-written with ``expm1`` so that short steps do not cancel.
+Throughout, ``h = lambda_end - lambda_start`` is a step's length in half log-SNR, and every
+coefficient is written with ``expm1`` so that short steps do not cancel.
 """
 
 import itertools
@@ -16,11 +17,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from recbole_mmdiff.diffusion._checks import check_choice, check_count, check_interval
+from recbole_mmdiff.diffusion._checks import check_choice, check_count, check_interval, check_order
 from recbole_mmdiff.diffusion.discrete import DiscreteSchedule
 from recbole_mmdiff.diffusion.schedule import NoiseSchedule
-
-THIRD_ORDER_FORMS = ("exact", "released")
 
 
 class Stage(NamedTuple):
@@ -66,10 +65,11 @@ def run_plan(
 ) -> Any:
     """Carry ``x`` from the plan's first node to its last.
 
-    ``x``: the state at the first node, a tensor or array of any shape; ``denoise(x, t)``: the predicted
-    noise, of the same shape. ``noise(step, x)`` returns standard normal noise like ``x`` for the step
-    with that index (from 0); a stochastic plan needs it. ``callback(steps_done, x)`` is called after
-    every step. Returns the last state. Raises ``ValueError`` for a stochastic plan without ``noise``.
+    ``x``: the state at the first node, a tensor or array of any shape; ``denoise(x, t)``: the
+    predicted noise, of the same shape. ``noise(step, x)`` returns standard normal noise like ``x``
+    for the step with that index (from 0); a stochastic plan needs it. ``callback(steps_done, x)``
+    is called after every step. Returns the last state. Raises ``ValueError`` for a stochastic plan
+    without ``noise``.
     """
     if noise is None and plan.is_stochastic:
         raise ValueError("noise=None is not accepted by a stochastic sampler; pass noise(step, x)")
@@ -91,9 +91,7 @@ def run_plan(
     return x
 
 
-def time_nodes(
-    schedule: NoiseSchedule, num_steps: int, spacing: str = "logsnr"
-) -> tuple[float, ...]:
+def time_nodes(schedule: NoiseSchedule, num_steps: int, spacing: str = "logsnr") -> tuple[float, ...]:
     """``num_steps + 1`` times from ``t_start`` down to ``t_end``.
 
     ``spacing``: even in half log-SNR (``"logsnr"``, Lu et al. 2022, section 3.3) or in ``"time"``.
@@ -107,8 +105,7 @@ def time_nodes(
     else:
         low, high = schedule.half_logsnr(first), schedule.half_logsnr(last)
         inner = (
-            schedule.inverse_half_logsnr(low + (high - low) * i / num_steps)
-            for i in range(1, num_steps)
+            schedule.inverse_half_logsnr(low + (high - low) * i / num_steps) for i in range(1, num_steps)
         )
     return (first, *inner, last)
 
@@ -116,18 +113,17 @@ def time_nodes(
 def step_orders(num_evaluations: int, order: int = 3, fixed_order: bool = False) -> tuple[int, ...]:
     """Orders of the single steps that together make ``num_evaluations`` network evaluations.
 
-    For ``order=3`` those of DPM-Solver-fast (Lu et al. 2022, section 3.4): as many third-order steps
-    as leave a remainder, which a second- or first-order step takes, e.g. 30 gives nine 3s, 2, 1. For
-    ``order=2`` second-order steps and a first-order one for an odd count. ``fixed_order`` uses only
-    steps of ``order`` and asks for a multiple of it. Raises ``ValueError`` otherwise.
+    For ``order=3`` those of DPM-Solver-fast (Lu et al. 2022, section 3.4): as many third-order
+    steps as leave a remainder, which a second- or first-order step takes, e.g. 30 gives nine 3s, 2,
+    1. For ``order=2`` second-order steps and a first-order one for an odd count. ``fixed_order``
+    uses only steps of ``order`` and asks for a multiple of it. Raises ``ValueError`` otherwise.
     """
     check_count("num_evaluations", num_evaluations)
-    _check_order(order)
+    check_order(order)
     if fixed_order:
         if num_evaluations % order:
             raise ValueError(
-                f"num_evaluations={num_evaluations} must be a multiple of order={order} "
-                "with fixed_order"
+                f"num_evaluations={num_evaluations} must be a multiple of order={order} with fixed_order"
             )
         return (order,) * (num_evaluations // order)
     whole, rest = divmod(num_evaluations, order)
@@ -150,12 +146,18 @@ def dpm_solver_plan(
 
 
 @lru_cache(maxsize=128)
-def _dpm_solver_plan(schedule, num_evaluations, order, fixed_order, nodes) -> Plan:
+def _dpm_solver_plan(
+    schedule: NoiseSchedule,
+    num_evaluations: int,
+    order: int,
+    fixed_order: bool,
+    nodes: tuple[float, ...] | None,
+) -> Plan:
     orders = step_orders(num_evaluations, order, fixed_order)
-    nodes = _nodes(schedule, len(orders), nodes)
+    nodes = checked_nodes(schedule, len(orders), nodes)
     builders = {1: _first_order, 2: _second_order, 3: _third_order}
     stages: list[Stage] = []
-    for step_order, start, end in zip(orders, nodes, nodes[1:]):
+    for step_order, start, end in zip(orders, nodes[:-1], nodes[1:], strict=True):
         stages += builders[step_order](schedule, start, end)
     return Plan(tuple(stages))
 
@@ -202,7 +204,7 @@ def _noise_stage(
     *weights: tuple[int, float],
     ends_step: bool = True,
 ) -> Stage:
-    """From ``start`` to ``end``: ``alpha ratio * x - sigma_end (e^h - 1) * (weighted predictions)``."""
+    """From ``start`` to ``end``: ``alpha ratio * x - sigma_end (e^h - 1) (weighted noises)``."""
     scale = math.exp(schedule.log_alpha(end) - schedule.log_alpha(start))
     step = schedule.half_logsnr(end) - schedule.half_logsnr(start)
     factor = -schedule.sigma(end) * math.expm1(step)
@@ -227,9 +229,15 @@ def ddim_plan(
 
 
 @lru_cache(maxsize=128)
-def _ddim_plan(schedule, num_steps, eta, spacing, nodes) -> Plan:
+def _ddim_plan(
+    schedule: NoiseSchedule,
+    num_steps: int,
+    eta: float,
+    spacing: str,
+    nodes: tuple[float, ...] | None,
+) -> Plan:
     check_interval("eta", eta, 0.0, 1.0)
-    nodes = _nodes(schedule, num_steps, nodes, spacing)
+    nodes = checked_nodes(schedule, num_steps, nodes, spacing)
     stages = []
     for start, end in itertools.pairwise(nodes):
         stage = _first_order(schedule, start, end)[0]
@@ -264,13 +272,13 @@ def ddpm_plan(schedule: DiscreteSchedule, variance: str = "posterior") -> Plan:
     return Plan(tuple(stages))
 
 
-def _nodes(
+def checked_nodes(
     schedule: NoiseSchedule,
     num_steps: int,
     nodes: tuple[float, ...] | None,
     spacing: str = "logsnr",
 ) -> tuple[float, ...]:
-    """The given nodes, checked, or evenly spaced ones."""
+    """Evenly spaced nodes, or the given ones; ``ValueError`` for a wrong number or order."""
     if nodes is None:
         return time_nodes(schedule, num_steps, spacing)
     if len(nodes) != num_steps + 1:
@@ -281,8 +289,3 @@ def _nodes(
             f"nodes={nodes!r} must fall strictly, from at most t_start={schedule.t_start!r} to above 0"
         )
     return tuple(float(node) for node in nodes)
-
-
-def _check_order(order: int) -> None:
-    if order not in (1, 2, 3):
-        raise ValueError(f"order={order!r} is not known; accepted: 1, 2, 3")

@@ -5,17 +5,16 @@ import math
 from collections.abc import Sequence
 from functools import lru_cache
 
-from recbole_mmdiff.diffusion._checks import check_choice
+from recbole_mmdiff.diffusion._checks import check_choice, check_order
 from recbole_mmdiff.diffusion.plans import (
-    THIRD_ORDER_FORMS,
     Plan,
     Stage,
-    _check_order,
-    _nodes,
+    checked_nodes,
 )
 from recbole_mmdiff.diffusion.schedule import NoiseSchedule
 
 Terms = tuple[tuple[int, float], ...]
+THIRD_ORDER_FORMS = ("exact", "released")
 
 
 def dpm_solver_pp_plan(
@@ -32,10 +31,17 @@ def dpm_solver_pp_plan(
 
 
 @lru_cache(maxsize=128)
-def _dpm_solver_pp_plan(schedule, num_steps, order, lower_order_final, third_order, nodes) -> Plan:
-    _check_order(order)
+def _dpm_solver_pp_plan(
+    schedule: NoiseSchedule,
+    num_steps: int,
+    order: int,
+    lower_order_final: bool,
+    third_order: str,
+    nodes: tuple[float, ...] | None,
+) -> Plan:
+    check_order(order)
     check_choice("third_order", third_order, THIRD_ORDER_FORMS)
-    nodes = _nodes(schedule, num_steps, nodes)
+    nodes = checked_nodes(schedule, num_steps, nodes)
     lambdas = [schedule.half_logsnr(node) for node in nodes]
     stages = []
     for index, (start, end) in enumerate(itertools.pairwise(nodes)):
@@ -43,24 +49,20 @@ def _dpm_solver_pp_plan(schedule, num_steps, order, lower_order_final, third_ord
         step_order = min(order, index + 1, left)
         step = lambdas[index + 1] - lambdas[index]
         # Lengths of the steps before this one, the latest first, in units of this one.
-        ratios = [
-            (lambdas[index - k] - lambdas[index - k - 1]) / step for k in range(step_order - 1)
-        ]
-        alpha = schedule.alpha(end)
-        stages.append(
-            Stage(
-                time=start,
-                scale=schedule.sigma(end) / schedule.sigma(start),
-                terms=tuple(
-                    (age, alpha * weight) for age, weight in _weights(step, ratios, third_order)
-                ),
-                to_data=(
-                    1.0 / schedule.alpha(start),
-                    -schedule.sigma(start) / schedule.alpha(start),
-                ),
-            )
-        )
+        ratios = [(lambdas[index - k] - lambdas[index - k - 1]) / step for k in range(step_order - 1)]
+        stages.append(_data_stage(schedule, start, end, _weights(step, ratios, third_order)))
     return Plan(tuple(stages))
+
+
+def _data_stage(schedule: NoiseSchedule, start: float, end: float, weights: Terms) -> Stage:
+    """From ``start`` to ``end``: ``sigma ratio * x + alpha_end * (weighted data predictions)``."""
+    alpha, sigma = schedule.alpha(start), schedule.sigma(start)
+    return Stage(
+        time=start,
+        scale=schedule.sigma(end) / sigma,
+        terms=tuple((age, schedule.alpha(end) * weight) for age, weight in weights),
+        to_data=(1.0 / alpha, -sigma / alpha),
+    )
 
 
 def _weights(step: float, ratios: list[float], third_order: str) -> Terms:

@@ -1,7 +1,7 @@
 """The forward process, its posterior, and training targets.
 
-Notation: ``x_t = alpha x_0 + sigma eps``. Coefficients are Python floats, or tensors with one value a
-row (``(n,)``, as ``schedule.alpha_sigma`` returns them), which are spread over the columns here.
+Notation: ``x_t = alpha x_0 + sigma eps``. Coefficients are Python floats, or tensors with one value
+a row (``(n,)``, as ``schedule.alpha_sigma`` returns them), which are spread over the columns here.
 """
 
 import torch
@@ -17,7 +17,7 @@ _LOSSES = {"smooth_l1": functional.smooth_l1_loss, "mse": functional.mse_loss}
 
 
 def _spread(coefficient: float | Tensor, like: Tensor) -> float | Tensor:
-    """A coefficient for each row, ``(n,)``, with trailing ones so that it multiplies ``(n, ...)``."""
+    """A coefficient a row, ``(n,)``, with trailing ones so that it multiplies ``(n, ...)``."""
     if not isinstance(coefficient, Tensor) or coefficient.dim() != 1:
         return coefficient
     return coefficient.view(-1, *[1] * (like.dim() - 1))
@@ -26,8 +26,8 @@ def _spread(coefficient: float | Tensor, like: Tensor) -> float | Tensor:
 def q_sample(x0: Tensor, noise: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:
     """A draw of ``q(x_t | x_0)``: ``alpha x_0 + sigma noise`` (Ho et al. 2020, Eq. 4).
 
-    ``x0``, ``noise``: ``(n, ...)``, ``noise`` standard normal; ``alpha``, ``sigma``: float or ``(n,)``.
-    Typical: ``q_sample(x0, noise, *schedule.alpha_sigma(t))`` for continuous times, or
+    ``x0``, ``noise``: ``(n, ...)``, ``noise`` standard normal; ``alpha``, ``sigma``: float or
+    ``(n,)``. Typical: ``q_sample(x0, noise, *schedule.alpha_sigma(t))`` for continuous times, or
     ``*schedule.alpha_sigma_at(step)`` for integer steps.
     """
     return _spread(alpha, x0) * x0 + _spread(sigma, x0) * noise
@@ -48,10 +48,10 @@ def posterior(
 ) -> tuple[Tensor, float | Tensor]:
     """Mean and variance of ``q(x_{n-1} | x_n, x_0)`` (Ho et al. 2020, Eqs. 6 and 7).
 
-    ``x0``, ``x_t``: ``(n, ...)``; ``step``: an int in ``1 .. T``, or LongTensor ``(n,)``, one a row.
-    Returns the mean, ``(n, ...)``, and the variance of every coordinate: a float, or ``(n, 1, ...)``
-    for a tensor of steps. At step 1 the mean is ``x0`` and the variance 0. Raises ``ValueError`` for an
-    int step outside ``1 .. T``.
+    ``x0``, ``x_t``: ``(n, ...)``; ``step``: an int in ``1 .. T``, or LongTensor ``(n,)``, one a
+    row. Returns the mean, ``(n, ...)``, and the variance of every coordinate: a float, or
+    ``(n, 1, ...)`` for a tensor of steps. At step 1 the mean is ``x0`` and the variance 0. Raises
+    ``ValueError`` for an int step outside ``1 .. T``.
     """
     if isinstance(step, Tensor):
         coefficients = schedule.posterior_coefficients_at(step, x0.dtype)
@@ -73,8 +73,8 @@ def diffusion_loss(
 
     The target is ``noise`` for ``parametrisation="eps"`` (Ho et al. 2020, Eq. 14) and ``x0`` for
     ``"x0"``. ``output``, ``x0``, ``noise``: ``(n, ...)``. ``kind``: ``"mse"`` or ``"smooth_l1"``
-    (threshold 1). ``reduction``: ``"mean"`` over everything, a scalar, or ``"none"``, the mean of each
-    row, ``(n,)``. Raises ``ValueError`` for other names or when the shapes differ.
+    (threshold 1). ``reduction``: ``"mean"`` over everything, a scalar, or ``"none"``, the mean of
+    each row, ``(n,)``. Raises ``ValueError`` for other names or when the shapes differ.
     """
     check_choice("parametrisation", parametrisation, PARAMETRISATIONS)
     check_choice("kind", kind, _LOSSES)
@@ -82,8 +82,7 @@ def diffusion_loss(
     target = noise if parametrisation == "eps" else x0
     if output.shape != target.shape:
         raise ValueError(
-            f"output has shape {tuple(output.shape)}; accepted: that of its target, "
-            f"{tuple(target.shape)}"
+            f"output has shape {tuple(output.shape)}; accepted: that of its target, {tuple(target.shape)}"
         )
     loss = _LOSSES[kind](output, target, reduction=reduction)
     return loss if reduction == "mean" else loss.flatten(1).mean(dim=1)

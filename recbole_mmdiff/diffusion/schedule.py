@@ -1,9 +1,9 @@
 """Noise schedules ``x_t = alpha(t) x_0 + sigma(t) eps`` with ``alpha^2 + sigma^2 = 1``.
 
-A schedule answers in two ways. Samplers ask at *Python floats* and get float64 from ``math``, so that
-no coefficient ever passes through float32 (near ``t = 0`` the naive ``sqrt(1 - alpha^2)`` loses half of
-its digits there). Training asks at tensors, where ``sigma`` goes through ``expm1`` and stays exact to
-the tensor's own precision.
+A schedule answers in two ways. Samplers ask at *Python floats* and get float64 from ``math``, so
+that no coefficient ever passes through float32 (near ``t = 0`` the naive ``sqrt(1 - alpha^2)``
+loses half of its digits there). Training asks at tensors, where ``sigma`` goes through ``expm1``
+and stays exact to the tensor's own precision.
 
 Schedules are frozen and hashable: the sampler plans computed from them are cached.
 """
@@ -19,11 +19,12 @@ from recbole_mmdiff.diffusion._checks import check_interval
 
 
 class NoiseSchedule(ABC):
-    """A variance-preserving schedule over continuous time; ``t`` is in ``[0, t_start]``, 0 being clean.
+    """A variance-preserving schedule over continuous time ``t``, in ``[0, t_start]``; 0 is clean.
 
-    A subclass gives ``log_alpha``, its inverse, and its tensor version; ``t_start`` (the time of the
-    noisiest state, T) and ``t_end`` (where samplers stop, just above 0). The half log-SNR is
-    ``lambda(t) = log(alpha(t) / sigma(t))``, strictly decreasing in ``t`` (Lu et al. 2022, section 2.2).
+    A subclass gives ``log_alpha``, its inverse, and its tensor version; ``t_start`` (the time of
+    the noisiest state, T) and ``t_end`` (where samplers stop, just above 0). The half log-SNR is
+    ``lambda(t) = log(alpha(t) / sigma(t))``, strictly decreasing in ``t`` (Lu et al. 2022, section
+    2.2).
     """
 
     t_start: float
@@ -56,7 +57,8 @@ class NoiseSchedule(ABC):
 
     def inverse_half_logsnr(self, half_logsnr: float) -> float:
         """The time at which ``lambda(t)`` equals ``half_logsnr``."""
-        # alpha^2 = sigmoid(2 lambda), so log alpha = -softplus(-2 lambda) / 2, written to never overflow.
+        # alpha^2 = sigmoid(2 lambda), so log alpha = -softplus(-2 lambda) / 2, written to never
+        # overflow.
         twice = -2.0 * half_logsnr
         softplus = max(twice, 0.0) + math.log1p(math.exp(-abs(twice)))
         return self.inverse_log_alpha(-0.5 * softplus)
@@ -91,7 +93,7 @@ class VPSchedule(NoiseSchedule):
             )
         _check_time_range(self.t_start, self.t_end, math.inf)
 
-    def _formula(self, t):
+    def _formula(self, t: float | Tensor) -> float | Tensor:
         return -t * (0.25 * (self.beta_max - self.beta_min) * t + 0.5 * self.beta_min)
 
     def log_alpha(self, t: float) -> float:
@@ -111,9 +113,9 @@ class VPSchedule(NoiseSchedule):
 class CosineVPSchedule(NoiseSchedule):
     """Cosine VP schedule: ``alpha(t) = cos(pi/2 (t + s) / (1 + s)) / cos(pi/2 s / (1 + s))``.
 
-    Nichol and Dhariwal 2021, Eq. 17, in continuous time; ``t_start`` stays below 1, where alpha is 0
-    (0.9946: Lu et al. 2022, Appendix D.4). Raises ``ValueError`` for ``offset`` outside ``[0, 1]`` or
-    times outside ``0 < t_end < t_start < 1``.
+    Nichol and Dhariwal 2021, Eq. 17, in continuous time; ``t_start`` stays below 1, where alpha is
+    0 (0.9946: Lu et al. 2022, Appendix D.4). Raises ``ValueError`` for ``offset`` outside
+    ``[0, 1]`` or times outside ``0 < t_end < t_start < 1``.
     """
 
     offset: float = 0.008

@@ -1,9 +1,9 @@
 """DiffCDR's sampler collapsed into one affine map against the solver itself.
 
-Both turn 4,096 source embeddings into target embeddings in one run: the same weights, 30 evaluations,
-guidance in one batched forward, float32, CPU. The affine side pays for building its map every time. Both
-are timed with torch's default threads and with one, and each is credited with the better of them: on a
-shared machine more threads can be far slower, for either side.
+Both turn 4,096 source embeddings into target embeddings in one run: the same weights, 30
+evaluations, guidance in one batched forward, float32, CPU. The affine side pays for building its
+map every time. Both are timed with one thread, which decides and does not depend on the
+machine's cores, and with torch's default threads, which is printed.
 """
 
 import statistics
@@ -57,12 +57,12 @@ def test_affine_sampler_is_200_times_faster():
             results[threads] = interleaved_medians(lambda: run("general"), lambda: run("affine"))
     finally:
         torch.set_num_threads(default)
-    general_time, affine_time = (min(times) for times in zip(*results.values(), strict=True))
-    ratio = general_time / affine_time
+    ratios = {threads: slow / fast for threads, (slow, fast) in results.items()}
     for threads, (slow, fast) in results.items():
         print(
             f"\n{threads} thread(s): general {slow * 1e3:.1f} ms, affine {fast * 1e3:.3f} ms",
             end="",
         )
-    print(f"\nbest general / best affine: {ratio:.0f}x")
-    assert ratio >= REQUIRED_RATIO
+        print(f", {ratios[threads]:.0f} times faster", end="")
+    print()
+    assert ratios[1] >= REQUIRED_RATIO

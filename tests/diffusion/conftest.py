@@ -1,4 +1,4 @@
-"""The oracle of these tests: Gaussian data, for which noise and probability flow have closed forms."""
+"""The oracle of these tests: Gaussian data, whose noise and probability flow are closed forms."""
 
 import math
 

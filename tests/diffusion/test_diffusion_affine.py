@@ -50,6 +50,7 @@ def test_collapse_equals_the_general_sampler(name, scale):
     general = sample(*arguments, method="general")
     assert_same(sample(*arguments, method="affine"), general)
     assert torch.equal(sample(*arguments), sample(*arguments, method="affine"))
+    assert_same(sample(denoiser, x, x.clone(), *arguments[3:]), general)
     assert not sample(*arguments).requires_grad and not general.requires_grad
 
 
@@ -96,7 +97,7 @@ def test_a_non_linear_network_is_not_affine(activation):
 
 def test_bad_arguments_are_named():
     denoiser, x = network(), source()
-    with pytest.raises(ValueError, match="method='fast'.*auto"):
+    with pytest.raises(ValueError, match=r"method='fast'.*auto"):
         sample(denoiser, x, x, PLANS["pp"], method="fast")
     with pytest.raises(ValueError, match="condition has 3 rows"):
         sample(denoiser, x, x[:3], PLANS["pp"])
@@ -104,12 +105,11 @@ def test_bad_arguments_are_named():
         collapse(denoiser, ddim_plan(VP, 5, 1.0))
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 def test_same_on_the_gpu():
     denoiser, x = network(), source()
     expected = sample(denoiser, x, x, PLANS["dpm_solver"], 0.1, diffcdr_time)
     for method in ("affine", "general"):
-        result = sample(
-            denoiser.cuda(), x.cuda(), x.cuda(), PLANS["dpm_solver"], 0.1, diffcdr_time, method
-        )
+        result = sample(denoiser.cuda(), x.cuda(), x.cuda(), PLANS["dpm_solver"], 0.1, diffcdr_time, method)
         assert_same(result.cpu(), expected)

@@ -26,7 +26,7 @@ def test_normal_distribution():
 def test_uniform_distribution():
     values = keyed_uniform(KEYS, 4, seed=3)
     assert values.dtype == torch.float32
-    assert 0.0 <= values.min() and values.max() < 1.0
+    assert values.min() >= 0.0 and values.max() < 1.0
     for column in range(4):
         assert stats.kstest(values[:, column].numpy(), "uniform").pvalue > 1e-3
 
@@ -68,9 +68,7 @@ def test_hash_is_splitmix64():
 
 
 def test_fold_in():
-    seeds = {
-        fold_in(seed, epoch, stage) for seed in range(8) for epoch in range(8) for stage in (0, 1)
-    }
+    seeds = {fold_in(seed, epoch, stage) for seed in range(8) for epoch in range(8) for stage in (0, 1)}
     assert len(seeds) == 128 and all(0 <= seed < 2**63 for seed in seeds)
     assert fold_in(1, 2, 3) == fold_in(1, 2, 3) != fold_in(1, 3, 2)
     assert fold_in(0) != fold_in(0, 0) != fold_in(0, 0, 0)
@@ -86,6 +84,7 @@ def test_edges_and_errors():
         keyed_uniform(KEYS.float(), 2, 0)
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 def test_same_on_the_gpu():
     assert torch.equal(keyed_uniform(KEYS.cuda(), 3, 9).cpu(), keyed_uniform(KEYS, 3, 9))

@@ -130,7 +130,7 @@ def test_drop_condition():
     assert keep.shape == (50_000, 1) and set(keep.unique().tolist()) == {0.0, 1.0}
     assert keep.mean().item() == pytest.approx(0.9, abs=0.006)
     assert drop_condition(uniform[:, 0], 0.0).all() and not drop_condition(uniform, 1.0).any()
-    with pytest.raises(ValueError, match="probability=1.5"):
+    with pytest.raises(ValueError, match=r"probability=1\.5"):
         drop_condition(uniform, 1.5)
 
 
@@ -151,7 +151,7 @@ def test_guidance_equals_two_forwards_in_one(scale, keep_input):
     torch.testing.assert_close(result, unconditional + scale * (conditional - unconditional))
     assert len(calls) == 1
     with pytest.raises(ValueError, match="x has 4 rows"):
-        guided_noise(network, condition, 0.5)(x[:4], 0.25)
+        guided_noise(network, condition, scale)(x[:4], 0.25)
 
 
 def test_noise_from_x0():
@@ -172,9 +172,7 @@ def test_sinusoid_against_a_loop(dim):
         sinusoidal_embedding(torch.tensor(times).double(), dim), expected, rtol=0, atol=1e-12
     )
     for t, row in zip(times, expected, strict=True):
-        torch.testing.assert_close(
-            sinusoidal_embedding(t, dim, torch.float64), row, rtol=0, atol=1e-12
-        )
+        torch.testing.assert_close(sinusoidal_embedding(t, dim, torch.float64), row, rtol=0, atol=1e-12)
     integers = sinusoidal_embedding(torch.tensor([37, 999]), dim)
     torch.testing.assert_close(integers.double(), expected[2:], rtol=0, atol=2e-4)
 

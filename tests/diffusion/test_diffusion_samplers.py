@@ -47,7 +47,7 @@ def test_single_step_order(gaussian, start_state, fitted_order, schedule, order)
 
 
 def graded_nodes(schedule, steps):
-    """Uniform in log-SNR after two starting steps, so short that their lower order does not show."""
+    """Uniform in log-SNR after two starting steps too short for their lower order to show."""
     low, high = schedule.half_logsnr(schedule.t_start), schedule.half_logsnr(schedule.t_end)
     step = (high - low) / steps
     points = [low + step**2 / 4, *np.linspace(low + (step**2 + step**1.5) / 4, high, steps - 1)]
@@ -68,9 +68,7 @@ def test_multistep_order(gaussian, start_state, fitted_order, schedule, order, f
     oracle, errors = gaussian(schedule), {}
     for steps in (160, 320, 640, 1280):
         nodes = graded_nodes(schedule, steps)
-        result = dpm_solver_pp(
-            oracle.denoise, start_state, schedule, steps, order, False, form, nodes
-        )
+        result = dpm_solver_pp(oracle.denoise, start_state, schedule, steps, order, False, form, nodes)
         errors[steps] = error(oracle, result, start_state)
     assert fitted_order(errors) == pytest.approx(expected, abs=0.3)
 
@@ -237,9 +235,7 @@ def test_ddpm_is_the_posterior_of_predicted_data():
         x = mean + math.sqrt(variance) * noise(10 - step, x)
         seen.append(x)
     states = {}
-    result = ddpm(
-        noise_from_x0(predict, schedule), start, schedule, noise, callback=states.__setitem__
-    )
+    result = ddpm(noise_from_x0(predict, schedule), start, schedule, noise, callback=states.__setitem__)
     torch.testing.assert_close(result, x)
     for done, state in enumerate(seen, start=1):
         torch.testing.assert_close(states[done], state)

@@ -73,9 +73,7 @@ def test_exp_schedule_is_the_continuous_one_at_its_steps(num_steps):
     for n in range(1, num_steps + 1):
         expected = 1 - math.exp(-0.1 / num_steps - (2 * n - 1) * 9.9 / (2 * num_steps**2))
         assert discrete.betas[n - 1] == pytest.approx(expected, rel=1e-9)
-        assert discrete.alpha(n / num_steps) == pytest.approx(
-            continuous.alpha(n / num_steps), rel=1e-9
-        )
+        assert discrete.alpha(n / num_steps) == pytest.approx(continuous.alpha(n / num_steps), rel=1e-9)
 
 
 def test_continuous_formulas():
@@ -92,7 +90,6 @@ def test_inverse_round_trip(schedule, share):
     t = share * schedule.t_start
     assert schedule.inverse_log_alpha(schedule.log_alpha(t)) == pytest.approx(t, rel=1e-9)
     back = schedule.inverse_half_logsnr(schedule.half_logsnr(t))
-    # At T of the cosine, lambda is -4.6 but softplus(-2 lambda) is flat to one part in 1e4.
     assert back == pytest.approx(t, rel=1e-9)
     assert schedule.alpha(t) ** 2 + schedule.sigma(t) ** 2 == pytest.approx(1.0, abs=1e-14)
 

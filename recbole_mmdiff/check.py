@@ -1,0 +1,93 @@
+"""``recbole-mmdiff check``: what the data of a configuration hold, before anything is trained."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from recbole.utils import init_seed
+
+from recbole_mmdiff.config import Config
+from recbole_mmdiff.data.features import FeatureFile, find_modalities
+from recbole_mmdiff.data.preparation import Parts, prepare_parts
+from recbole_mmdiff.errors import DataError
+from recbole_mmdiff.quick_start import make_default_data
+
+
+def check(model=None, dataset=None, config_files=(), overrides=None) -> str:
+    """Users, items, interactions, sparsity, overlap, cold users and items, feature coverage.
+
+    Raises:
+        ConfigError, DataError: as a run with this configuration would.
+    """
+    # The data do not depend on the model; BPR looks at all target rows that are positive.
+    config = Config(model or "BPR", dataset, list(config_files), overrides=overrides)
+    make_default_data(config)
+    init_seed(config["seed"], config["reproducibility"])
+    config["domain_view"] = "target"
+    parts = prepare_parts(config)
+    if not config.cross_domain:
+        return "\n".join([_domain_line("data set", _whole(parts), parts.test),
+                          *_split_lines(parts)])
+    source = parts.observed.source
+    assert_no_leak(parts)
+    return "\n".join([
+        _domain_line("source", source.inter_feat, source), *_features(source),
+        _domain_line("target", _whole(parts), parts.test), *_features(parts.test),
+        f"overlap: {parts.observed.num_overlap:,} linked users, of whom "
+        f"{len(parts.observed.overlap_users()):,} train; target-only (side) users: "
+        f"{len(parts.observed.side_users()):,}",
+        *_split_lines(parts)])
+
+
+def assert_no_leak(parts: Parts) -> None:
+    """Under the cold-start protocols no held-out user has a target training row.
+
+    Raises:
+        DataError: one has.
+    """
+    protocol = parts.test.config["split_protocol"]
+    if protocol not in ("cold_start_users", "warm_start", "cold_start_items"):
+        return
+    train = parts.observed.users_with_rows()
+    for name, part in (("validation", parts.valid), ("test", parts.test)):
+        leaked = torch.isin(part.users_with_rows(), train)
+        if leaked.any():
+            raise DataError(f"split_protocol {protocol}: {int(leaked.sum())} {name} users have "
+                            f"target training rows")
+
+
+def _whole(parts: Parts) -> dict[str, torch.Tensor]:
+    fields = (parts.test.uid_field, parts.test.iid_field)
+    return {field: torch.cat([part.inter_feat[field] for part in
+                              (parts.observed, parts.valid, parts.test)]) for field in fields}
+
+
+def _domain_line(role: str, rows, dataset) -> str:
+    users = len(torch.unique(rows[dataset.uid_field]))
+    items = len(torch.unique(rows[dataset.iid_field]))
+    count = len(rows[dataset.uid_field])
+    return (f"{role} {dataset.dataset_name}: {users:,} users, {items:,} items, {count:,} "
+            f"interactions, sparsity {1 - count / users / items:.4%}")
+
+
+def _features(dataset) -> list[str]:
+    folder, name = Path(dataset.dataset_path), dataset.dataset_name
+    tokens = dataset.field2id_token[dataset.iid_field]
+    return [f"  features {modality}: {FeatureFile.open(folder, name, modality).coverage(tokens)}"
+            for modality in find_modalities(folder, name)]
+
+
+def _split_lines(parts: Parts) -> list[str]:
+    observed = parts.observed
+    lines = [f"split {observed.config['split_protocol']}:"]
+    warm_users = np.unique(observed.inter_feat[observed.uid_field].numpy())
+    warm_items = np.unique(observed.inter_feat[observed.iid_field].numpy())
+    for name, part in (("train", observed), ("valid", parts.valid), ("test", parts.test)):
+        users = np.unique(part.inter_feat[part.uid_field].numpy())
+        items = np.unique(part.inter_feat[part.iid_field].numpy())
+        cold = "" if name == "train" else (
+            f", {len(np.setdiff1d(users, warm_users)):,} cold users, "
+            f"{len(np.setdiff1d(items, warm_items)):,} cold items")
+        lines.append(f"  {name}: {len(part):,} interactions of {len(users):,} users on "
+                     f"{len(items):,} items{cold}")
+    return lines

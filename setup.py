@@ -1,0 +1,50 @@
+"""Packaging: ``properties`` and ``dataset_prep`` go into the wheel beside the package."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'__version__ = "([^"]+)"',
+                    (ROOT / "recbole_mmdiff" / "__init__.py").read_text()).group(1)
+PROPERTIES = ["*.yaml", "model/*.yaml", "dataset/*.yaml", "paper/*.yaml"]
+
+EXTRAS = {
+    "features": ["transformers", "sentence-transformers", "pillow"],
+    "prep": ["polars"],
+    "viz": ["matplotlib"],
+    "tune": ["optuna"],
+    "test": ["pytest", "pytest-benchmark", "hypothesis", "diffusers", "POT", "ruff", "build"],
+}
+
+setup(
+    name="recbole-mmdiff",
+    version=VERSION,
+    description="Cross-domain, multimodal and diffusion-based recommendation for RecBole",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    python_requires=">=3.10",
+    packages=[*find_packages(include=["recbole_mmdiff", "recbole_mmdiff.*", "dataset_prep"]),
+              "recbole_mmdiff.properties"],
+    package_dir={"recbole_mmdiff.properties": "properties"},
+    package_data={"recbole_mmdiff.properties": PROPERTIES},
+    install_requires=[
+        "recbole>=1.2.0,<1.3",
+        "torch>=2.4",
+        "numpy>=1.24",
+        "scipy>=1.10",
+        "pandas>=2.0",
+        "pyyaml>=6.0",
+        "scikit-learn>=1.2",
+        "tqdm",
+        # RecBole 1.2.0, the newest that pip can take on Python 3.12, imports these undeclared.
+        'kmeans-pytorch; python_version >= "3.12"',
+        'psutil; python_version >= "3.12"',
+    ],
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["recbole-mmdiff = recbole_mmdiff.cli:main"]},
+    classifiers=["Programming Language :: Python :: 3",
+                 "License :: OSI Approved :: MIT License",
+                 "Topic :: Scientific/Engineering :: Artificial Intelligence"],
+)
