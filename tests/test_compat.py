@@ -143,7 +143,7 @@ def test_2_stand_ins_nest_and_give_a_real_module_back(monkeypatch):
 def test_3_config_is_constructed_and_numpy_left_alone(config):
     settings = config()
     unmended = without(3, "recbole.config.configurator").Config
-    with pytest.raises(AttributeError, match="np.float_"):
+    with pytest.raises(AttributeError, match=r"np\.float_"):
         unmended.compatibility_settings(settings)
     assert not hasattr(np, "float") and not hasattr(np, "unicode")
 
@@ -248,7 +248,7 @@ def test_5_neumf_saves_itself_as_the_weights_that_it_loads(config, tmp_path, no_
 @needs["torch"]
 def test_5_without_the_patch_the_config_is_pickled_and_refused(config):
     trainer, test_data = train(config(), without(5, "recbole.trainer.trainer").Trainer)
-    with pytest.raises(Exception, match="[Ww]eights.only"):
+    with pytest.raises(Exception, match=r"[Ww]eights.only"):
         trainer.evaluate(test_data)
 
 
@@ -315,7 +315,7 @@ def test_6_benchmark_files_of_sequential_models(config, tmp_path):
         load_col={"inter": ["user_id", "item_id_list", "item_id"]},
         **SEQUENTIAL,
     )
-    model, loaders = build(settings)
+    _, loaders = build(settings)
     lengths = loaders[0]._dataset.inter_feat["item_length"]
     assert sorted(lengths.tolist()) == [1, 2, 3]
     assert len(loaders[0]) == 1

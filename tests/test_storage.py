@@ -266,7 +266,7 @@ def test_any_plain_nesting_is_kept(state):
 
 
 def test_missing_file(tmp_path):
-    with pytest.raises(CheckpointError, match="none.pth: there is no such file"):
+    with pytest.raises(CheckpointError, match=r"none\.pth: there is no such file"):
         load_plain(tmp_path / "none.pth")
 
 
@@ -284,13 +284,13 @@ def test_truncated_file(tmp_path, share):
 def test_something_else(tmp_path, content):
     path = tmp_path / "state.pth"
     path.write_bytes(content)
-    with pytest.raises(CheckpointError, match="state.pth: cannot be read"):
+    with pytest.raises(CheckpointError, match=r"state\.pth: cannot be read"):
         load_plain(path)
 
 
 def test_unknown_tag(tmp_path):
     torch.save({TAG: "hologram"}, tmp_path / "state.pth")
-    with pytest.raises(CheckpointError, match="'hologram'.*upgrade"):
+    with pytest.raises(CheckpointError, match=r"'hologram'.*upgrade"):
         load_plain(tmp_path / "state.pth")
 
 

@@ -128,6 +128,32 @@ class MLPDenoiser(nn.Module):
 
         ``keep=None`` keeps every condition. Returns ``(n, d)``.
         """
+        hidden = self._input(x, t, condition, keep)
+        for layer in self.layers[:-1]:
+            hidden = self.activation(layer(hidden))
+        return self.layers[-1](hidden)
+
+    def composed(
+        self, x: Tensor, t: float | Tensor, condition: Tensor, keep: Tensor | None = None
+    ) -> Tensor:
+        """``forward`` of an affine network through the product of its layers, with gradient.
+
+        The layers are multiplied with each other instead of with the batch: the same output and
+        gradients up to rounding, at a cost that hardly grows with the rows. ``ValueError`` for a
+        network that is not affine.
+        """
+        self._check_affine()
+        # From the output back, where the matrices are thinnest.
+        weight, bias = self.layers[-1].weight, self.layers[-1].bias
+        for layer in reversed(self.layers[:-1]):
+            bias = torch.addmv(bias, weight, layer.bias)
+            weight = weight @ layer.weight
+        return nn.functional.linear(self._input(x, t, condition, keep), weight, bias)
+
+    def _input(
+        self, x: Tensor, t: float | Tensor, condition: Tensor, keep: Tensor | None
+    ) -> Tensor:
+        """What enters the perceptron: state, time and condition, added: ``(n, d)``."""
         weight = self.time_linear.weight
         time = sinusoidal_embedding(t, self.time_dim, weight.dtype, weight.device)
         if keep is not None and self.keep_input:
@@ -135,10 +161,7 @@ class MLPDenoiser(nn.Module):
         guidance = self.condition_linear(condition)
         if keep is not None and not self.keep_input:
             guidance = keep * guidance
-        hidden = x + self.time_linear(time.to(weight.dtype)) + guidance
-        for layer in self.layers[:-1]:
-            hidden = self.activation(layer(hidden))
-        return self.layers[-1](hidden)
+        return x + self.time_linear(time.to(weight.dtype)) + guidance
 
     @property
     def is_affine(self) -> bool:
@@ -156,6 +179,12 @@ class MLPDenoiser(nn.Module):
             bias = inner_bias @ weight + bias
             weight = inner @ weight
         return AffineParameters(weight, bias, *_as_numpy(self.time_linear), *_as_numpy(self.condition_linear))
+
+    def _check_affine(self) -> None:
+        if not self.is_affine:
+            raise ValueError(
+                f"hidden_activation={self.hidden_activation!r} is not affine; accepted: 'none'"
+            )
 
 
 def _as_numpy(layer: nn.Linear) -> tuple[np.ndarray, np.ndarray]:

@@ -38,7 +38,8 @@ class DiffCDR(MappingRecommender):
 
     As in the authors' code the perceptron of DIM has no activation (``hidden_activation: none``).
     DIM, guidance and solver are then one affine map, which is built once a batch and applied
-    instead of 30 evaluations of the network; ``sampling_path: general`` runs the solver itself.
+    instead of 30 evaluations of the network, and the layers are multiplied before they meet the
+    batch; ``sampling_path: general`` runs layers and solver as they are. Both are equal.
 
     Deviations:
         - The best epoch is chosen on validation users; the authors' code chooses it on test users,
@@ -87,7 +88,7 @@ class DiffCDR(MappingRecommender):
         losses = (self.dim_loss, self.alm_loss) if self.use_dim else (self.alm_loss,)
         parameters = [*self.denoiser.parameters(), *self.alm.parameters()]
         transfer = Stage("transfer", "overlap_ratings", losses, parameters, self.epochs,
-                         prepare=self.measure_spaces)
+                         prepare=self.freeze_spaces)
         return [*self.pretraining_stages(), transfer]
 
     def _seed(self, purpose: int) -> int:
@@ -102,7 +103,9 @@ class DiffCDR(MappingRecommender):
         uniform = keyed_uniform(sample_id, 1, self._seed(_DROP))
         keep = drop_condition(uniform, self.drop_probability)
         x_t = q_sample(x0, noise, *self.schedule.alpha_sigma_at(step))           # Eq. 5
-        predicted = self.denoiser(x_t, self._training_time(step), condition, keep)
+        collapse = self.sampling_path != "general" and self.denoiser.is_affine
+        network = self.denoiser.composed if collapse else self.denoiser
+        predicted = network(x_t, self._training_time(step), condition, keep)
         return self.dim_weight * diffusion_loss(predicted, x0, noise, "eps", "smooth_l1")
 
     def alm_loss(self, interaction) -> Tensor:

@@ -35,7 +35,7 @@ class EMCDR(MappingRecommender):
     def stages(self) -> list[Stage]:
         """The two factorisations, then the mapping over overlapping users."""
         mapping = Stage("mapping", "overlap_users", (self.mapping_loss,),
-                        self.mapping.parameters(), self.epochs, prepare=self.measure_spaces)
+                        self.mapping.parameters(), self.epochs, prepare=self.freeze_spaces)
         return [*self.pretraining_stages(), mapping]
 
     def mapping_loss(self, interaction) -> Tensor:

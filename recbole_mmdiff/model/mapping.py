@@ -32,6 +32,7 @@ class MappingRecommender(StagedRecommender):
         for domain in ("source", "target"):
             self.register_buffer(f"{domain}_center", torch.zeros(self.size))
             self.register_buffer(f"{domain}_scale", torch.ones(self.size))
+        self.frozen: dict[str, Tensor] = {}
         trained = torch.zeros(dataset.user_num, dtype=torch.bool)
         trained[dataset.users_with_rows()] = True
         known = torch.zeros(dataset.user_num, dtype=torch.bool)
@@ -65,24 +66,31 @@ class MappingRecommender(StagedRecommender):
                                   interaction[self.RATING], self.reg_weight)
 
     @torch.no_grad()
-    def measure_spaces(self) -> None:
-        """Set centre and scale of both spaces from the overlapping training users."""
-        if not self.standardize:
-            return
+    def freeze_spaces(self) -> None:
+        """The start of the transfer stage: centre and scale of both spaces from the overlapping
+        training users, and the standardised vectors of all users, which no longer change."""
         for domain in ("source", "target"):
-            factors = getattr(self, domain).user_factors(self.overlap_users)
-            getattr(self, f"{domain}_center").copy_(factors.mean(0))
-            getattr(self, f"{domain}_scale").copy_(factors.std(0).clamp(min=1e-6))
+            if self.standardize:
+                factors = getattr(self, domain).user_factors(self.overlap_users)
+                getattr(self, f"{domain}_center").copy_(factors.mean(0))
+                getattr(self, f"{domain}_scale").copy_(factors.std(0).clamp(min=1e-6))
+            self.frozen.pop(domain, None)
+            users = torch.arange(len(self.is_transferred), device=self.device)
+            self.frozen[domain] = self._vectors(domain, users)
+
+    def _vectors(self, domain: str, user: Tensor) -> Tensor:
+        if domain in self.frozen:
+            return self.frozen[domain][user]
+        factors = getattr(self, domain).user_factors(user).detach()
+        return (factors - getattr(self, f"{domain}_center")) / getattr(self, f"{domain}_scale")
 
     def source_vectors(self, user: Tensor) -> Tensor:
         """(b, size): standardised source vectors of users (b,); no gradient."""
-        factors = self.source.user_factors(user).detach()
-        return (factors - self.source_center) / self.source_scale
+        return self._vectors("source", user)
 
     def target_vectors(self, user: Tensor) -> Tensor:
         """(b, size): standardised target vectors of users (b,); no gradient."""
-        factors = self.target.user_factors(user).detach()
-        return (factors - self.target_center) / self.target_scale
+        return self._vectors("target", user)
 
     def in_target_space(self, vectors: Tensor) -> Tensor:
         """Undo the standardisation of target vectors (b, size)."""
