@@ -336,6 +336,13 @@ def _generator_for_hyperopt(module: ModuleType) -> None:
     module.np = Namespace(np, random=Namespace(np.random, RandomState=np.random.default_rng))
 
 
+class _NoTensorBoard:
+    """Takes every call of a SummaryWriter and writes nothing."""
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *args, **kwargs: None
+
+
 @_patch(10, r"trainer\.trainer")
 def _tensorboard_of_the_run(module: ModuleType) -> None:
     """TensorBoard files go to the working directory, not to the run_folder of a log handler."""
@@ -344,6 +351,8 @@ def _tensorboard_of_the_run(module: ModuleType) -> None:
     def get_tensorboard(logger: logging.Logger) -> Any:
         for handler in (*logger.handlers, *logging.getLogger().handlers):
             if folder := getattr(handler, "run_folder", None):
+                if not handler.tensorboard:
+                    return _NoTensorBoard()
                 from torch.utils.tensorboard import SummaryWriter
 
                 return SummaryWriter(os.path.join(folder, "tensorboard"))

@@ -15,12 +15,12 @@ from recbole_mmdiff.compat import active_patches, release
 
 REQUIRED = {
     "recbole": ((1, 2), (1, 3)),
-    "torch": ((1, 13), None),
-    "numpy": ((1, 22), None),
-    "pandas": ((1, 4), None),
-    "scipy": ((1, 8), None),
-    "scikit-learn": ((1, 0), None),
-    "PyYAML": ((5, 1), None),
+    "torch": ((2, 4), None),
+    "numpy": ((1, 24), None),
+    "pandas": ((2, 0), None),
+    "scipy": ((1, 10), None),
+    "scikit-learn": ((1, 2), None),
+    "PyYAML": ((6, 0), None),
 }
 """Package: oldest supported release, first one that is not supported any more."""
 

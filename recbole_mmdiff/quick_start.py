@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import os
 import sys
 from dataclasses import dataclass
 from datetime import datetime
@@ -167,10 +166,10 @@ def format_metrics(metrics: dict) -> str:
 
 
 def _log_to(folder: Path, config) -> list[logging.Handler]:
-    """Log to the console and to ``train.log``; TensorBoard follows the handler's run folder."""
-    os.makedirs(folder, exist_ok=True)
+    """Log to the console and to ``train.log``, and have RecBole write into the run folder too."""
+    config["checkpoint_dir"] = str(folder)
     to_file = logging.FileHandler(folder / LOG, encoding="utf-8")
-    to_file.run_folder = str(folder)
+    to_file.run_folder, to_file.tensorboard = str(folder), config["log_tensorboard"]
     to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     to_console = logging.StreamHandler(sys.stderr)
     to_console.setFormatter(logging.Formatter("%(message)s"))

@@ -383,7 +383,7 @@ def test_9_exhaustive_search():
 def test_10_tensorboard_goes_to_the_run_folder(config, tmp_path):
     settings = config()
     handler = logging.NullHandler()
-    handler.run_folder = str(tmp_path / "run")
+    handler.run_folder, handler.tensorboard = str(tmp_path / "run"), True
     logging.getLogger().addHandler(handler)
     try:
         train(settings)

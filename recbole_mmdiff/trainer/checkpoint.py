@@ -33,6 +33,13 @@ def set_random_state(state: dict, loader=None) -> None:
         loader.generator.set_state(state["loader"].cpu())
 
 
+def other_parameters(model) -> dict:
+    """What RecBole's models keep beside their weights (propagated embeddings, item similarities).
+    Some also name submodules there, which the weights hold already."""
+    return {name: value for name, value in model.other_parameter().items()
+            if not isinstance(value, torch.nn.Module)}
+
+
 def save_checkpoint(path: Path, config, model, progress: dict, **tensors) -> None:
     """Write a checkpoint of tensors and plain types, whole or not at all.
 
@@ -42,7 +49,7 @@ def save_checkpoint(path: Path, config, model, progress: dict, **tensors) -> Non
     """
     save_plain({"format": FORMAT, "model": config["model"], "dataset": config["dataset"],
                 "config": config.run_dict, "progress": progress,
-                "state_dict": model.state_dict(), "other_parameter": model.other_parameter(),
+                "state_dict": model.state_dict(), "other_parameter": other_parameters(model),
                 **tensors}, path)
 
 

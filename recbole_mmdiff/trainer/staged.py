@@ -1,5 +1,6 @@
 """Training in stages on top of RecBole's Trainer."""
 
+import copy
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from recbole_mmdiff.diffusion.noise import fold_in
 from recbole_mmdiff.model.base import Stage
 from recbole_mmdiff.trainer.checkpoint import (
     load_checkpoint,
+    other_parameters,
     random_state,
     save_checkpoint,
     set_random_state,
@@ -61,7 +63,7 @@ class StagedTrainer(Trainer):
         if checkpoint is not None:
             self.saved_model_file = str(checkpoint)
         self.progress = Progress()
-        self.best_weights: dict | None = None
+        self.best: dict | None = None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=bool(self.enable_scaler))
 
     # ---- the run -------------------------------------------------------------------------------
@@ -131,9 +133,10 @@ class StagedTrainer(Trainer):
         self._finish_stage(number)
 
     def _finish_stage(self, number: int) -> None:
-        if self.best_weights is not None:
-            self.model.load_state_dict(self.best_weights)
-            self.best_weights = None
+        if self.best is not None:
+            self.model.load_state_dict(self.best["weights"])
+            self.model.load_other_parameter(self.best["other_parameter"])
+            self.best = None
         kept = self.progress
         self.progress = Progress(stage=number + 1, best_score=kept.best_score,
                                  best_epoch=kept.best_epoch, history=kept.history,
@@ -212,8 +215,8 @@ class StagedTrainer(Trainer):
             bigger=self.valid_metric_bigger)
         if improved:
             progress.best_epoch, self.best_valid_result = epoch, result
-            self.best_weights = {name: value.detach().clone()
-                                 for name, value in self.model.state_dict().items()}
+            self.best = copy.deepcopy({"weights": self.model.state_dict(),
+                                       "other_parameter": other_parameters(self.model)})
         if self.callback:
             self.callback(epoch, score)
         return {"valid_score": score}
@@ -242,14 +245,14 @@ class StagedTrainer(Trainer):
             Path(self.saved_model_file), self.config, self.model, asdict(self.progress),
             optimizer=self.optimizer.state_dict() if loader is not None else None,
             scaler=self.scaler.state_dict(), random=random_state(loader),
-            best_weights=self.best_weights, best_valid_result=self.best_valid_result,
+            best=self.best, best_valid_result=self.best_valid_result,
             finished=finished)
 
     def _restore(self) -> dict:
         path = Path(self.saved_model_file)
         state = load_checkpoint(path, self.config, self.model)
         self.progress = Progress(**state["progress"])
-        self.best_weights = state["best_weights"]
+        self.best = state["best"]
         self.best_valid_result = state["best_valid_result"]
         if self.verbose:
             message = f"resumed from {path}: stage {self.progress.stage}, epoch {self.progress.epoch}"

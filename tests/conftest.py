@@ -1,0 +1,134 @@
+"""Small data shared by all tests: a synthetic pair of domains, and the real pair where it exists."""
+
+import csv
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+HEADER = ["user_id:token", "item_id:token", "rating:float", "timestamp:float"]
+
+
+@dataclass(frozen=True)
+class TinyPair:
+    """Two small domains on disk, and who is who in them.
+
+    Attributes:
+        folder: the data path; holds ``src/src.inter`` and ``tgt/tgt.inter``.
+        overlap, target_only, source_only: sorted user tokens.
+        source_rows, target_rows: (user, item, rating, time) as text, in the order of the files.
+    """
+
+    folder: Path
+    overlap: list[str]
+    target_only: list[str]
+    source_only: list[str]
+    source_rows: list[tuple[str, str, str, str]]
+    target_rows: list[tuple[str, str, str, str]]
+    source: str = "src"
+    target: str = "tgt"
+
+
+def write_domain(folder, name, rows, header=HEADER):
+    """Write ``folder/name/name.inter``; the rows are sequences of text."""
+    path = Path(folder) / name / f"{name}.inter"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = ["\t".join(map(str, row)) for row in [header, *rows]]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def read_rows(path):
+    """The rows of an atomic file by the csv module, without its header."""
+    with open(path, encoding="utf-8", newline="") as file:
+        return [tuple(row) for row in csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)][1:]
+
+
+def build_tiny_pair(folder, seed=7, per_user=(9, 15)):
+    """Ratings 1-5 out of a taste that users carry between domains: bias plus two factors."""
+    shuffle, draw = random.Random(seed), np.random.default_rng(seed)
+    users = [f"u{number:03}" for number in range(100)]
+    shuffle.shuffle(users)
+    overlap, target_only, source_only = users[:60], users[60:80], users[80:]
+    taste = {user: draw.normal(size=3) for user in users}
+    rows = {}
+    for name, count, members in (("src", 40, overlap + source_only),
+                                 ("tgt", 50, overlap + target_only)):
+        items = [f"{name[0]}i{number}" for number in range(count)]
+        looks = {item: draw.normal(size=3) for item in items}
+        rows[name] = []
+        for user in members:
+            chosen = draw.choice(count, size=draw.integers(*per_user), replace=False)
+            for item in (items[number] for number in chosen):
+                score = 3.3 + 0.7 * taste[user][0] + 0.5 * looks[item][0] \
+                    + 0.5 * float(taste[user][1:] @ looks[item][1:]) + 0.3 * draw.normal()
+                rating = int(np.clip(round(score), 1, 5))
+                rows[name].append((user, item, str(rating), str(int(draw.integers(10**6)))))
+        shuffle.shuffle(rows[name])
+        write_domain(folder, name, rows[name])
+    return TinyPair(Path(folder), sorted(overlap), sorted(target_only), sorted(source_only),
+                    rows["src"], rows["tgt"])
+
+
+def config_for(folder, model, **keys):
+    """``config_dict`` of a short, quiet run of ``model`` on the pair in ``folder``."""
+    return {"model": model, "data_path": str(folder), "source_domain": {"dataset": "src"},
+            "target_domain": {"dataset": "tgt"}, "use_gpu": False, "show_progress": False,
+            "log_tensorboard": False, "state": "WARNING", "epochs": 2, "train_batch_size": 256,
+            "topk": [5, 10], "valid_metric": "NDCG@10", **keys}
+
+
+@pytest.fixture(autouse=True)
+def one_thread(request):
+    """Tensors here are small, and the machine is shared; benchmarks choose for themselves."""
+    before = torch.get_num_threads()
+    if "benchmarks" not in request.path.parts:
+        torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def make_tiny_pair():
+    """The builder, for tests that need a pair of their own: ``make_tiny_pair(folder, seed=7)``."""
+    return build_tiny_pair
+
+
+@pytest.fixture(scope="session")
+def tiny_pair(tmp_path_factory):
+    """The pair of domains that tests share; nobody writes into its folder."""
+    return build_tiny_pair(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tiny_pair):
+    """``tiny_config(model, **keys)``: a ``config_dict``; the key ``data_path`` moves it elsewhere."""
+
+    def config(model, **keys):
+        folder = keys.pop("data_path", tiny_pair.folder)
+        return config_for(folder, model, **keys)
+
+    return config
+
+
+@pytest.fixture(scope="session")
+def atomic():
+    """``atomic.write(folder, name, rows, header)`` and ``atomic.read(path)`` of atomic files."""
+
+    class Atomic:
+        write, read, header = staticmethod(write_domain), staticmethod(read_rows), HEADER
+
+    return Atomic
+
+
+@pytest.fixture(scope="session")
+def real_pair():
+    """The folder of real data beside the checkout (``ml1m-drama``, ``ml1m-action``)."""
+    folder = ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("the real data are not beside the checkout")
+    return folder
