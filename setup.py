@@ -45,6 +45,5 @@ setup(
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["recbole-mmdiff = recbole_mmdiff.cli:main"]},
     classifiers=["Programming Language :: Python :: 3",
-                 "License :: OSI Approved :: MIT License",
                  "Topic :: Scientific/Engineering :: Artificial Intelligence"],
 )

@@ -11,6 +11,7 @@ from time import perf_counter
 
 import numpy as np
 import torch
+from recbole.data.transform import construct_transform
 from recbole.utils import init_seed
 
 from dataset_prep import ml100k
@@ -104,6 +105,7 @@ def _prepare(config) -> Parts:
 
 def build_model(config, parts: Parts) -> torch.nn.Module:
     """The model on its device, its weights drawn from the run's seed."""
+    construct_transform(config)  # Leaves keys in the config that BERT4Rec reads.
     init_seed(config["seed"], config["reproducibility"])
     return config.model_class(config, parts.train).to(config["device"])
 

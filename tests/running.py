@@ -8,35 +8,21 @@ import torch
 
 from recbole_mmdiff.quick_start import run
 
-#: a handful of epochs of small batches: about a second
-SHORT = {"epochs": 3, "train_batch_size": 256, "eval_batch_size": 256, "topk": [5, 10],
-         "valid_metric": "ranking_full.NDCG@10", "log_tensorboard": False,
-         "show_progress": False, "state": "WARNING", "seed": 7}
-#: for the models that pretrain their embeddings
-SHORT_TRANSFER = {"pretrain_epochs": 3, "pretrain_batch_size": 256}
+#: a short pretraining for the models that have one
+PRETRAINING = {"pretrain_epochs": 3, "pretrain_batch_size": 256}
+#: the target domain of the pair alone, divided by RecBole
+SINGLE = {"dataset": "tgt", "source_domain": None, "target_domain": None,
+          "load_col": {"inter": ["user_id", "item_id", "rating", "timestamp"]},
+          "metrics": ["NDCG", "Recall", "Hit"], "split_protocol": "ratio"}
 
 
-def pair_keys(folder, **keys) -> dict:
-    """The keys of a short run on the pair ``src`` -> ``tgt`` in ``folder``."""
-    return {**SHORT, "data_path": str(folder), "source_domain": {"dataset": "src"},
-            "target_domain": {"dataset": "tgt"}, **keys}
+class Killed(Exception):
+    """Stands for whatever ends a process in the middle of its work."""
 
 
-def single_keys(folder, **keys) -> dict:
-    """The keys of a short run on the target domain alone, split by ratio."""
-    columns = ["user_id", "item_id", "rating", "timestamp"]
-    return {**SHORT, "data_path": str(folder), "load_col": {"inter": columns},
-            "metrics": ["NDCG", "Recall", "Hit"], **keys}
-
-
-def run_pair(model, folder, output, **keys):
-    """A finished run on the pair."""
-    return run(model, "tiny", config_dict=pair_keys(folder, **keys), output=output)
-
-
-def run_single(model, folder, output, **keys):
-    """A finished run on the target domain alone."""
-    return run(model, "tgt", config_dict=single_keys(folder, **keys), output=output)
+def run_keys(keys: dict, output, **arguments):
+    """A finished run of the ``config_dict`` that ``tiny_config`` gave."""
+    return run(config_dict=keys, output=output, **arguments)
 
 
 def without_times(metrics: dict) -> dict:
@@ -53,15 +39,16 @@ def saved_metrics(folder) -> dict:
     return without_times(json.loads((Path(folder) / "metrics.json").read_text(encoding="utf-8")))
 
 
-def assert_equal_states(first: dict, second: dict) -> None:
-    """Two state dictionaries are equal bit for bit."""
-    assert list(first) == list(second)
-    for name, value in first.items():
-        assert torch.equal(value, second[name]), f"{name} differs"
+def assert_same_weights(first: torch.nn.Module, second: torch.nn.Module) -> None:
+    """Two models hold the same tensors, bit for bit."""
+    ours, theirs = first.state_dict(), second.state_dict()
+    assert list(ours) == list(theirs)
+    for name, value in ours.items():
+        assert torch.equal(value, theirs[name]), f"{name} differs"
 
 
 def item_mean_rmse(parts) -> float:
-    """RMSE on the test rows of the item mean over training rows (the global mean where none)."""
+    """RMSE on the test rows of the item's training mean (of the mean of all where it has none)."""
     item = parts.observed.inter_feat[parts.observed.iid_field].numpy()
     rating = parts.observed.ratings.double().numpy()
     means = np.full(parts.test.item_num, rating.mean())

@@ -7,7 +7,8 @@ from recbole.utils import ModelType, get_trainer
 
 from recbole_mmdiff.data.preparation import Parts, train_loader
 from recbole_mmdiff.errors import ConfigError
-from recbole_mmdiff.trainer.checkpoint import save_checkpoint
+from recbole_mmdiff.storage import load_plain
+from recbole_mmdiff.trainer.checkpoint import load_weights, save_checkpoint
 from recbole_mmdiff.trainer.staged import StagedTrainer
 
 
@@ -31,9 +32,11 @@ class HostedTrainer(Trainer):
         loader = train_loader(self.config, parts.train)
         result = super().fit(loader, parts.valid, verbose, saved, show_progress=False,
                              callback_fn=callback_fn)
-        if Path(self.saved_model_file).is_file():
-            self.resume_checkpoint(self.saved_model_file)
-            Path(self.saved_model_file).unlink()
+        written = Path(self.saved_model_file)
+        if written.is_file():
+            # The weights of the best epoch; files of pretraining hold nothing else.
+            load_weights(self.model, load_plain(written, self.device), written)
+            written.unlink()
         if saved and self.checkpoint is not None:
             save_checkpoint(self.checkpoint, self.config, self.model, {}, finished=True)
         return result
@@ -51,6 +54,9 @@ def make_trainer(config, model, evaluator, checkpoint: Path | None = None) -> Tr
     if config["MODEL_TYPE"] == ModelType.DECISIONTREE:
         raise ConfigError(f"{config['model']}: decision trees are trained by libraries of their "
                           f"own, run them with RecBole itself")
+    if checkpoint is not None:
+        # RecBole makes this folder, by default ./saved, even where nothing is written into it.
+        config["checkpoint_dir"] = str(Path(checkpoint).parent)
     special = get_trainer(config["MODEL_TYPE"], config["model"])
     if hasattr(type(model), "stages") or special is Trainer:
         return StagedTrainer(config, model, evaluator, checkpoint)

@@ -254,6 +254,7 @@ class StagedTrainer(Trainer):
         self.progress = Progress(**state["progress"])
         self.best = state["best"]
         self.best_valid_result = state["best_valid_result"]
+        self.scaler.load_state_dict(state["scaler"])
         if self.verbose:
             message = f"resumed from {path}: stage {self.progress.stage}, epoch {self.progress.epoch}"
             self.logger.info(set_color(message, "green"))
@@ -261,9 +262,10 @@ class StagedTrainer(Trainer):
         return state
 
     def _restore_inside_stage(self, state: dict, loader) -> None:
+        if self.progress.epoch == 0:
+            return  # Saved between two stages: this one starts by its own seed.
         if state["optimizer"] is not None:
             self.optimizer.load_state_dict(state["optimizer"])
-            self.scaler.load_state_dict(state["scaler"])
         set_random_state(state["random"], loader)
 
     def _build_optimizer(self, **kwargs):
