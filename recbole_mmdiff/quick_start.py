@@ -57,12 +57,14 @@ def run(model=None, dataset=None, config_files=(), config_dict=None, overrides=N
         raise ConfigError(f"--resume: {folder} is finished, its results are in {folder / METRICS}")
     make_default_data(config)
     parts = _prepare(config)
+    model = build_model(config, parts)
     # The folder appears only now: a mistake in keys or data leaves nothing behind.
     folder.mkdir(parents=True, exist_ok=True)
     handlers = _log_to(folder, config)
     try:
-        return _train_and_evaluate(config, parts, folder, resume is not None)
+        return _train_and_evaluate(config, parts, model, folder, resume is not None)
     except Exception as error:
+        logging.getLogger().removeHandler(handlers[-1])  # The caller shows it on the console.
         logging.getLogger().error("%s: %s", type(error).__name__, error)
         raise
     finally:
@@ -110,7 +112,7 @@ def build_model(config, parts: Parts) -> torch.nn.Module:
     return config.model_class(config, parts.train).to(config["device"])
 
 
-def _train_and_evaluate(config, parts: Parts, folder: Path, resume: bool) -> Run:
+def _train_and_evaluate(config, parts: Parts, model, folder: Path, resume: bool) -> Run:
     logger = logging.getLogger()
     if not resume:
         config.save(folder / CONFIG)
@@ -118,7 +120,6 @@ def _train_and_evaluate(config, parts: Parts, folder: Path, resume: bool) -> Run
             parts.observed.saved_split.save(folder / "split.npz")
     logger.info("%s on %s, device %s; set by hand:\n%s", config["model"], config["dataset"],
                 config["device"], config.changes() or "  nothing")
-    model = build_model(config, parts)
     evaluator = Evaluator(config, parts)
     trainer = make_trainer(config, model, evaluator, folder / CHECKPOINT)
     started = perf_counter()

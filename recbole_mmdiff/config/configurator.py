@@ -2,6 +2,7 @@
 
 import copy
 import os
+from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
@@ -11,11 +12,12 @@ from recbole.utils import EvaluatorType, ModelType
 
 from recbole_mmdiff.config.keys import check_known, check_types, model_keys, recbole_keys
 from recbole_mmdiff.config.sources import Loader, merge, parse_value, properties_path, read_yaml
-from recbole_mmdiff.errors import ConfigError, one_of
+from recbole_mmdiff.errors import ConfigError, one_of, suggest
 from recbole_mmdiff.model.registry import get_model
 
 DOMAINS = ("source_domain", "target_domain")
 PASSES = ("rating", "ranking_full", "ranking_labeled")
+GAINS = ("exponential", "linear")
 
 
 class Config(RecBoleConfig):
@@ -90,7 +92,7 @@ class Config(RecBoleConfig):
         dataset = dataset or self.external_config_dict.get("dataset")
         if dataset is None:
             blocks = [self.external_config_dict.get(domain) for domain in DOMAINS]
-            named = [block["dataset"] for block in blocks if block and "dataset" in block]
+            named = [block["dataset"] for block in blocks if isinstance(block, dict) and "dataset" in block]
             dataset = "-".join(named) or "ml100k-pair"
         return model_class.__name__, model_class, str(dataset)
 
@@ -146,7 +148,12 @@ class Config(RecBoleConfig):
         self._separate_metrics()
         if final["MODEL_TYPE"] == ModelType.SEQUENTIAL:
             final["repeatable"] = True
-        super()._set_default_parameters()
+        with _refused_by_recbole():
+            super()._set_default_parameters()
+
+    def _set_eval_neg_sample_args(self, phase):
+        with _refused_by_recbole():
+            super()._set_eval_neg_sample_args(phase)
 
     def _settle_domains(self):
         final = self.final_config_dict
@@ -170,38 +177,52 @@ class Config(RecBoleConfig):
     def _separate_metrics(self):
         """Value metrics among ``metrics`` go to ``rating_metrics``: RecBole refuses the mixture."""
         final = self.final_config_dict
-        metrics = final["metrics"]
-        metrics = [metrics] if isinstance(metrics, str) else list(metrics)
-        unknown = [name for name in metrics if name.lower() not in metric_types]
-        if unknown:
-            raise ConfigError(f"metrics: {unknown[0]!r} is no metric of RecBole's, "
-                              f"use some of {sorted(metric_types)}")
+        metrics = _metric_names("metrics", final["metrics"], metric_types)
         values = [m for m in metrics if metric_types[m.lower()] == EvaluatorType.VALUE]
         ranks = [m for m in metrics if m not in values]
         if values:
             final["rating_metrics"] = values
+        _metric_names("rating_metrics", final["rating_metrics"], [
+            name for name, kind in metric_types.items() if kind == EvaluatorType.VALUE])
         final["metrics"] = ranks or ["NDCG", "Recall", "Hit"]
         if final["eval_passes"] is None:
             final["eval_passes"] = ["rating"] if not ranks else list(PASSES)
 
     def _settle_evaluation(self):
         final = self.final_config_dict
+        if isinstance(final["eval_passes"], str):
+            final["eval_passes"] = [final["eval_passes"]]
         for name in final["eval_passes"]:
             one_of("eval_passes", name, PASSES)
-        pass_name, dot, metric = final["valid_metric"].partition(".")
+        one_of("labeled_gain", final["labeled_gain"], GAINS)
+        self.valid_pass, metric = self._valid_pass_and_metric(final["valid_metric"])
+        self.valid_key = metric.lower()
+        name, _, k = metric.partition("@")
+        final["valid_metric_bigger"] = name.lower() not in smaller_metrics
+        if k:
+            final["topk"] = sorted({*final["topk"], int(k)})
+        computed = "rating_metrics" if self.valid_pass == "rating" else "metrics"
+        if name.lower() not in {known.lower() for known in final[computed]}:
+            final[computed] = [*final[computed], name]
+
+    @staticmethod
+    def _valid_pass_and_metric(given: str) -> tuple[str, str]:
+        """``[PASS.]METRIC[@k]`` in its two parts; a metric alone belongs to its usual pass."""
+        pass_name, dot, metric = given.partition(".")
         if not dot:
             metric = pass_name
-            value = metric_types.get(metric.split("@")[0].lower()) == EvaluatorType.VALUE
-            pass_name = "rating" if value else "ranking_full"
+        name, _, k = metric.partition("@")
+        kind = metric_types.get(name.lower())
+        if not dot:
+            pass_name = "rating" if kind == EvaluatorType.VALUE else "ranking_full"
         one_of("valid_metric", pass_name, PASSES)
-        if metric.split("@")[0].lower() not in metric_types:
-            raise ConfigError(f"valid_metric: {final['valid_metric']!r}: use one of "
-                              f"{sorted(metric_types)}, ranking ones with @k")
-        self.valid_pass, self.valid_key = pass_name, metric.lower()
-        final["valid_metric_bigger"] = metric.split("@")[0].lower() not in smaller_metrics
-        if "@" in metric:
-            k = int(metric.split("@")[1])
-            final["topk"] = sorted({*final["topk"], k})
+        fits = (kind == EvaluatorType.VALUE) == (pass_name == "rating") \
+            and (pass_name != "ranking_labeled" or name.lower() == "ndcg")
+        without_k = kind == EvaluatorType.VALUE or name.lower() == "gauc"
+        if kind is None or not fits or (k != "" if without_k else not (k.isdecimal() and int(k))):
+            raise ConfigError(f"valid_metric: {given!r}: use one of {sorted(metric_types)}, ranking "
+                              f"ones with @k (NDCG@10), of ranking_labeled only NDCG")
+        return pass_name, metric
 
     # ---- one domain's view ---------------------------------------------------------------------
 
@@ -226,6 +247,29 @@ class Config(RecBoleConfig):
         return "\n".join(f"  {key} = {self.external_config_dict[key]!r}   ({origin})"
                          for key, origin in sorted(self.origin.items())
                          if key in self.external_config_dict)
+
+
+@contextmanager
+def _refused_by_recbole():
+    """RecBole's own complaints about values, told like ours."""
+    try:
+        yield
+    except (LookupError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"RecBole refuses the configuration: {error}") from error
+
+
+def _metric_names(key: str, given, known) -> list[str]:
+    """``given`` as a list of names of which each is in ``known`` (lower case)."""
+    names = [given] if isinstance(given, str) else given
+    if not isinstance(names, (list, tuple)):
+        raise ConfigError(f"{key}: {given!r} is no list of metrics, use some of {sorted(known)}")
+    for name in names:
+        if not isinstance(name, str) or name.lower() not in known:
+            raise ConfigError(f"{key}: {name!r} is no metric of RecBole's that belongs here, use "
+                              f"some of {sorted(known)}{suggest(str(name), known)}")
+    return list(names)
 
 
 def _pairs() -> list[str]:

@@ -19,6 +19,10 @@ _COMPOSED = {"alias_of_user_id", "alias_of_item_id", "alias_of_entity_id", "alia
 _RUN = {"model", "dataset", "nproc", "world_size", "ip", "port", "group_offset", "config_files"}
 # RecBole takes several types for these.
 _FLEXIBLE = {"gpu_id", "topk", "metrics", "eval_args", "train_neg_sample_args", "load_col"}
+# What RecBole's nested keys hold; it passes over any other in silence.
+NESTED = {"eval_args": {"split", "order", "group_by", "mode"},
+          "train_neg_sample_args": {"distribution", "sample_num", "alpha", "dynamic",
+                                    "candidate_num"}}
 
 
 @cache
@@ -53,7 +57,7 @@ def model_keys(model_class: type) -> set[str]:
 
 
 def check_known(given: dict, known: set[str], origin: dict[str, str], model: str) -> None:
-    """Refuse keys that nothing reads.
+    """Refuse keys that nothing reads, in ``NESTED`` mappings too.
 
     Raises:
         ConfigError: names the key, where it was set, and the nearest known one.
@@ -63,19 +67,25 @@ def check_known(given: dict, known: set[str], origin: dict[str, str], model: str
             raise ConfigError(
                 f"{origin.get(key, 'config_dict')}: the key {key!r} is unknown to "
                 f"{model}{suggest(key, known)}")
+        if key in NESTED and isinstance(given[key], dict):
+            where = f"{origin.get(key, 'config_dict')}: {key}"
+            check_known(given[key], NESTED[key], dict.fromkeys(given[key], where), model)
 
 
 def check_types(given: dict, defaults: dict, origin: dict[str, str], ours: set[str]) -> None:
-    """Refuse a value whose type is not the default's; None always passes.
+    """Refuse a value whose type is not the default's.
 
     A whole number is strict only in the keys of ours: RecBole writes ``0`` for some defaults that
-    are shares or weights.
+    are shares or weights. None passes where it may mean "nothing": not for our numbers and words.
 
     Raises:
         ConfigError: names the key, the value, where it was set, and the type that is expected.
     """
     for key, value in given.items():
         default = defaults.get(key)
+        if value is None and key in ours and isinstance(default, (bool, int, float, str)):
+            raise ConfigError(f"{origin.get(key, 'config_dict')}: {key}: has no value "
+                              f"(default: {default!r})")
         if value is None or default is None or key in _FLEXIBLE:
             continue
         expected = _expected(default)

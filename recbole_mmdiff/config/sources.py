@@ -52,7 +52,7 @@ def read_yaml(path: str | Path) -> dict:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not UTF-8 text ({error})") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:   # ValueError: the 13th month of a date
         raise ConfigError(f"{path}: is not valid YAML: {error}") from error
     if content is None:
         return {}
@@ -65,7 +65,7 @@ def parse_value(text: str):
     """The value of a command-line word, read as YAML; text that is not YAML stays text."""
     try:
         return yaml.load(text, Loader=Loader)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         return text
 
 

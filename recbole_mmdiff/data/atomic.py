@@ -28,12 +28,11 @@ def read_header(path: Path, separator: str, encoding: str) -> list[Column]:
     """
     try:
         with open(path, encoding=encoding) as file:
-            line = file.readline().rstrip("\r\n")
+            line = file.readline().rstrip("\r\n").removeprefix("\ufeff")
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: is not {encoding} text ({error.reason}); "
-                        f"set the key 'encoding'") from error
+    except (UnicodeDecodeError, LookupError) as error:
+        raise _not_text(path, encoding, error) from error
     known = [ftype.value for ftype in FeatureType]
     columns = []
     for word in line.split(separator):
@@ -65,7 +64,7 @@ def read_atomic(path: Path, wanted: set[str] | None, required: set[str], separat
         raise DataError(f"{path}, line 1: there is no column {sorted(missing)[0]!r}, only "
                         f"{[column.name for column in columns]}")
     content = Path(path).read_bytes()
-    _check_width(path, content, len(columns), separator, encoding)
+    lines = _check_width(path, content, len(columns), separator, encoding)
     chosen = [column for column in columns if wanted is None or column.name in wanted]
     dtypes = {c.name: np.float64 if c.ftype == FeatureType.FLOAT else
               "category" if c.name in categories else str for c in chosen}
@@ -75,27 +74,56 @@ def read_atomic(path: Path, wanted: set[str] | None, required: set[str], separat
     try:
         frame = pd.read_csv(io.BytesIO(content), dtype=dtypes, **options)
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: is not {encoding} text ({error.reason}); "
-                        f"set the key 'encoding'") from error
+        raise _not_text(path, encoding, error) from error
     except ValueError as error:
-        frame = pd.read_csv(io.BytesIO(content), dtype=str, **options)
-        _blame_number(path, frame, [c.name for c in chosen if c.ftype == FeatureType.FLOAT])
+        text = pd.read_csv(io.BytesIO(content), dtype=str, encoding_errors="replace", **options)
+        text.index = lines[:len(text)]
+        _blame_number(path, text, [c.name for c in chosen if c.ftype == FeatureType.FLOAT])
         raise DataError(f"{path}: {error}") from error
+    if len(frame) != len(lines):
+        raise DataError(f"{path}: a cell holds a carriage return (\\r), which breaks its line in "
+                        f"two; remove it")
+    # Where blank lines were skipped the index still tells the line.
+    if len(lines) and lines[-1] != len(lines) - 1:
+        frame.index = lines
     _check_cells(path, frame, required)
     return frame
 
 
-def _check_width(path: Path, content: bytes, width: int, separator: str, encoding: str) -> None:
-    """Every line has as many fields as the header: counted at once, searched only if not so."""
-    lines = content.count(b"\n") + (not content.endswith(b"\n"))
-    mark = separator.encode(encoding)
-    if content.count(mark) == lines * (width - 1) and (width > 1 or b"\n\n" not in content):
-        return
-    for number, line in enumerate(content.decode(encoding).splitlines(), start=1):
-        fields = line.count(separator) + 1
-        if line.strip() and fields != width:
-            raise DataError(f"{path}, line {number}: has {fields} fields, the header has {width}; "
-                            f"the line is {line[:80]!r}")
+def _not_text(path: Path, encoding: str, error: Exception) -> DataError:
+    return DataError(f"{path}: is not {encoding} text ({error}); set the key 'encoding'")
+
+
+def _check_width(path: Path, content: bytes, width: int, separator: str,
+                 encoding: str) -> np.ndarray:
+    """Check that every line has as many fields as the header, blank ones apart.
+
+    Returns:
+        the numbers of the lines that are not blank, the first one after the header being 0.
+    """
+    marks = f"{separator}\n"
+    if len(separator) > 1 or marks.encode(encoding) != marks.encode("ascii", "replace"):
+        # A longer separator or wider characters: made bytes that can be counted.
+        try:
+            content = content.decode(encoding).replace(separator, "\0").encode("utf-8")
+        except UnicodeDecodeError as error:
+            raise _not_text(path, encoding, error) from error
+        separator, encoding = "\0", "utf-8"
+    characters = np.frombuffer(content, dtype=np.uint8)
+    ends = np.append(np.flatnonzero(characters == ord("\n")), len(content))
+    marks = np.flatnonzero(characters == ord(separator))
+    fields = np.diff(np.searchsorted(marks, ends), prepend=0) + 1
+    lengths = np.diff(ends, prepend=-1) - 1
+    blank = lengths == 0
+    blank |= (lengths == 1) & (characters[np.maximum(ends - 1, 0)] == ord("\r"))
+    wrong = (fields != width) & ~blank
+    if wrong.any():
+        number = int(wrong.argmax())
+        line = content[ends[number] - lengths[number]:ends[number]].decode(encoding, "replace")
+        line = line.rstrip("\r")
+        raise DataError(f"{path}, line {number + 1}: has {fields[number]} fields, the header has "
+                        f"{width}; the line is {line[:80]!r}")
+    return np.flatnonzero(~blank)[1:] - 1
 
 
 def _blame_number(path: Path, frame: pd.DataFrame, floats: list[str]) -> None:
@@ -115,5 +143,7 @@ def _check_cells(path: Path, frame: pd.DataFrame, required: set[str]) -> None:
             bad = bad | ~np.isfinite(frame[name].to_numpy())
         if bad.any():
             row = int(bad.argmax())
-            raise DataError(f"{path}, line {row + 2}: {name} is {frame[name][row]}; fill the cell "
+            value = frame[name].iloc[row]
+            value = "empty" if pd.isna(value) else value
+            raise DataError(f"{path}, line {frame.index[row] + 2}: {name} is {value}; fill the cell "
                             f"or delete the line")

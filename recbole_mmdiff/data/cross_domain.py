@@ -9,7 +9,7 @@ from recbole.data.dataset import Dataset
 from recbole.data.interaction import Interaction
 
 from recbole_mmdiff.data import splits
-from recbole_mmdiff.data.domain import DomainDataset, select
+from recbole_mmdiff.data.domain import DomainDataset, labels_to_parts, select, split_by_recbole
 from recbole_mmdiff.data.users import UserVocabulary, keep_links, link_users
 from recbole_mmdiff.errors import DataError, one_of
 
@@ -37,6 +37,7 @@ class CrossDomainDataset(DomainDataset):
         self._saved = None
         if config["split_file"]:
             self._saved = splits.SavedSplit.load(Path(config["split_file"]))
+            self.config["split_protocol"] = self._saved.protocol
         self._share_users()
         self.num_candidates = self.item_num
 
@@ -46,7 +47,7 @@ class CrossDomainDataset(DomainDataset):
         links = link_users(source, target, config["user_link_file_path"])
         if self._saved is not None:
             links = self._saved_links(links)
-            source_goes = target_goes = links[:0, 0]
+            source_goes, target_goes = self._saved.source_gone, self._saved.target_gone
         else:
             links, source_goes, target_goes = keep_links(
                 links, config["overlap_ratio"], config["overlap_mode"], self.split_seed)
@@ -58,6 +59,7 @@ class CrossDomainDataset(DomainDataset):
             self.keep_rows_of(target)
         self.vocabulary = UserVocabulary.build(source, target, links)
         self.num_overlap = len(links)
+        self._gone = {"source_gone": source_goes, "target_gone": target_goes}
         self.source.finish(self.vocabulary.source)
         self.finish(self.vocabulary.target)
 
@@ -65,7 +67,7 @@ class CrossDomainDataset(DomainDataset):
         kept = np.isin(links[:, 1], self._saved.linked)
         if kept.sum() < len(self._saved.linked):
             unknown = np.setdiff1d(self._saved.linked, links[:, 1])[0]
-            raise DataError(f"split_file: {self.config['split_file']} links the user {unknown!r}, "
+            raise DataError(f"split_file: {self.config['split_file']} links the user {str(unknown)!r}, "
                             f"who is not in both domains")
         return links[kept]
 
@@ -78,33 +80,49 @@ class CrossDomainDataset(DomainDataset):
             DataError: unknown protocol, a split that is empty, or a field that it needs.
         """
         protocol = one_of("split_protocol", self.config["split_protocol"], splits.PROTOCOLS)
-        if self._saved is None and (protocol == "ratio" or self.benchmark_filename_list):
-            parts = Dataset.build(self)
-            sources = Dataset.build(self.source) if protocol == "ratio" else [self.source] * 3
-            if protocol != "ratio":
-                self.source._change_feat_format()
+        files = self.benchmark_filename_list is not None
+        if files and protocol != "benchmark":
+            raise DataError(f"split_protocol: {protocol} would split again what benchmark_filename "
+                            f"splits; set split_protocol: benchmark")
+        if self._saved is None and (protocol == "ratio" or files):
+            parts, unused = split_by_recbole(lambda: Dataset.build(self), self.split_seed), None
         else:
-            self._change_feat_format()
-            self.source._change_feat_format()
-            part = torch.from_numpy(self._divide(protocol))
-            splits.check_parts(part.numpy(), protocol)
-            parts = [select(self, part == code)
-                     for code in (splits.TRAIN, splits.VALID, splits.TEST)]
-            if (part == splits.FINETUNE).any():
-                parts[0].finetune = select(self, part == splits.FINETUNE)
-            sources = [self.source] * 3
+            parts, unused = self._build_by_rows(protocol)
+        sources = self._build_sources(protocol)
         for dataset, source in zip(parts, sources, strict=True):
             dataset.source = source
-        self._note_saved(parts, protocol)
+        parts[0].saved_split = self._to_save(parts, unused, sources, protocol)
         return parts
+
+    def _build_by_rows(self, protocol: str):
+        """The three parts, and the rows that belong to none of them."""
+        self._change_feat_format()
+        part = torch.from_numpy(self._divide(protocol))
+        splits.check_parts(part.numpy(), protocol)
+        parts = [select(self, part == code) for code in (splits.TRAIN, splits.VALID, splits.TEST)]
+        if (part == splits.FINETUNE).any():
+            parts[0].finetune = select(self, part == splits.FINETUNE)
+        return parts, select(self, part == splits.UNUSED)
+
+    def _build_sources(self, protocol: str) -> list[DomainDataset]:
+        """What of the source domain goes with each part: all of it, or under ``ratio`` a part."""
+        source = self.source
+        if protocol != "ratio":
+            source._change_feat_format()
+            return [source] * 3
+        if self._saved is None:
+            return split_by_recbole(source.build, self.split_seed)
+        source._change_feat_format()
+        part = torch.from_numpy(self._saved.source_parts(*_row_tokens(source),
+                                                         Path(self.config["split_file"])))
+        return [select(source, part == code) for code in (splits.TRAIN, splits.VALID, splits.TEST)]
 
     def _divide(self, protocol: str) -> np.ndarray:
         users, items = (self.inter_feat[f].numpy() for f in (self.uid_field, self.iid_field))
         user_tokens, item_tokens = (self.field2id_token[f]
                                     for f in (self.uid_field, self.iid_field))
         if self._saved is not None:
-            return self._saved.parts(user_tokens[users], item_tokens[items],
-                                     Path(self.config["split_file"]))
+            return self._saved.parts(*_row_tokens(self), Path(self.config["split_file"]))
         if protocol == "benchmark":
             return self._benchmark_parts()
         time = self.inter_feat[self.time_field].numpy() if self.time_field in self.inter_feat \
@@ -120,19 +138,19 @@ class CrossDomainDataset(DomainDataset):
         if "x_label" not in self.inter_feat:
             raise DataError("split_protocol benchmark needs benchmark_filename, or a column "
                             "x_label:float (0 train, 1 valid, 2 test) that load_col names")
-        return self.inter_feat["x_label"].long().numpy()
+        return labels_to_parts(self.inter_feat["x_label"], self.dataset_name).numpy()
 
-    def _note_saved(self, parts, protocol):
-        """Leave a SavedSplit on the training part: what ``split.npz`` of a run folder holds."""
-        held_out = [(parts[1], splits.VALID), (parts[2], splits.TEST)]
-        if parts[0].finetune is not None:
-            held_out.append((parts[0].finetune, splits.FINETUNE))
-        users = np.concatenate([d.inter_feat[self.uid_field].numpy() for d, _ in held_out])
-        items = np.concatenate([d.inter_feat[self.iid_field].numpy() for d, _ in held_out])
-        parts[0].saved_split = splits.SavedSplit(
-            protocol, self.vocabulary.target[1:self.num_overlap + 1],
-            self.field2id_token[self.uid_field][users], self.field2id_token[self.iid_field][items],
-            np.repeat([code for _, code in held_out], [len(d) for d, _ in held_out]))
+    def _to_save(self, parts, unused, sources, protocol) -> splits.SavedSplit:
+        """What ``split.npz`` of a run folder holds."""
+        held_out = {splits.VALID: parts[1], splits.TEST: parts[2],
+                    splits.FINETUNE: parts[0].finetune, splits.UNUSED: unused}
+        pairs = _tokens_and_codes(held_out)
+        source = {}
+        if protocol == "ratio":
+            found = _tokens_and_codes({splits.VALID: sources[1], splits.TEST: sources[2]})
+            source = dict(zip(("source_user", "source_item", "source_part"), found, strict=True))
+        linked = self.vocabulary.target[1:self.num_overlap + 1]
+        return splits.SavedSplit(protocol, linked, *pairs, **source, **self._gone)
 
     # ---- what models ask for ------------------------------------------------------------------
 
@@ -151,6 +169,20 @@ class CrossDomainDataset(DomainDataset):
         """Ids of the target-only users (MuSiC's side users) who have rows here, sorted (n,)."""
         users = self.users_with_rows()
         return users[users > self.num_overlap]
+
+
+def _row_tokens(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """User and item tokens (n,) of all rows."""
+    return tuple(dataset.field2id_token[field][dataset.inter_feat[field].numpy()]
+                 for field in (dataset.uid_field, dataset.iid_field))
+
+
+def _tokens_and_codes(held_out: dict[int, Dataset | None]):
+    """User tokens, item tokens and part codes (n,) of all rows of some parts."""
+    parts = [(code, part) for code, part in held_out.items() if part is not None]
+    users, items = zip(*(_row_tokens(part) for _, part in parts), strict=True)
+    codes = np.repeat([code for code, _ in parts], [len(part) for _, part in parts])
+    return np.concatenate(users), np.concatenate(items), codes
 
 
 def merged_view(dataset: CrossDomainDataset, with_source_rows: bool) -> CrossDomainDataset:

@@ -1,5 +1,6 @@
 """One domain's RecBole Dataset, read strictly and remapped by vocabularies given from outside."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -100,7 +101,7 @@ class StrictDataset:
     def ratings(self) -> torch.Tensor | None:
         """The rating of every interaction, float (n,), or None where there is none."""
         field = self.config["RATING_FIELD"]
-        return self.inter_feat[field] if field in self.inter_feat else None
+        return self.inter_feat[field] if field in self.inter_feat else None  # noqa: SIM401
 
     def positive_rows(self) -> torch.Tensor:
         """Mask (n,) of the interactions that count as positive: rating from ``positive_rating``
@@ -116,6 +117,38 @@ def select(dataset: Dataset, rows: torch.Tensor | np.ndarray) -> Dataset:
     """A copy of ``dataset`` with the given interaction rows (mask or indices), not via lists."""
     rows = torch.as_tensor(rows)
     return dataset.copy(Interaction({k: dataset.inter_feat[k][rows] for k in dataset.inter_feat}))
+
+
+def labels_to_parts(label: torch.Tensor, name: str) -> torch.Tensor:
+    """Column ``x_label`` as part codes (n,): 0 train, 1 valid, 2 test.
+
+    Raises:
+        DataError: another value.
+    """
+    other = ~torch.isin(label, torch.arange(3.0))
+    if other.any():
+        raise DataError(f"data set {name!r}: x_label is {label[other][0].item():g} in "
+                        f"{int(other.sum())} rows; 0 (train), 1 (valid) and 2 (test) are known")
+    return label.long()
+
+
+def split_by_recbole(build: Callable[[], list[Dataset]], seed: int) -> list[Dataset]:
+    """[train, valid, test] as RecBole splits (``eval_args``); ``seed`` alone decides an order.
+
+    Raises:
+        DataError: ``eval_args`` that RecBole does not know, or a part that is empty.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        try:
+            parts = build()
+        except (AssertionError, NotImplementedError, ValueError) as error:
+            raise DataError(f"eval_args: RecBole cannot split by it: {error}") from error
+    sizes = [len(part) for part in parts]
+    if len(sizes) != 3 or 0 in sizes:
+        raise DataError(f"eval_args.split: gives parts of {sizes} interactions, but training, "
+                        f"validation and test must all hold some")
+    return parts
 
 
 class DomainDataset(StrictDataset, Dataset):

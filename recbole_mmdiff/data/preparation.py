@@ -11,7 +11,8 @@ from recbole.sampler import KGSampler, RepeatableSampler, Sampler
 from recbole.utils import ModelType
 
 from recbole_mmdiff.data.cross_domain import CrossDomainDataset, merged_view
-from recbole_mmdiff.data.domain import StrictDataset, select
+from recbole_mmdiff.data.domain import StrictDataset, labels_to_parts, select, split_by_recbole
+from recbole_mmdiff.data.splits import check_parts
 from recbole_mmdiff.errors import ConfigError, DataError, one_of
 
 _DATASET_OF_TYPE = {ModelType.SEQUENTIAL: "SequentialDataset",
@@ -57,13 +58,16 @@ class SingleDomain(StrictDataset):
         """As RecBole splits, or by ``x_label`` (0 train, 1 valid, 2 test: MMRec's files)."""
         protocol = one_of("split_protocol", self.config["split_protocol"], ("ratio", "benchmark"))
         if protocol == "ratio" or self.benchmark_filename_list is not None:
-            return super().build()
+            seed = self.config["seed"] if self.config["split_seed"] is None \
+                else self.config["split_seed"]
+            return split_by_recbole(super().build, seed)
         if "x_label" not in self.field2type:
             raise DataError("split_protocol benchmark needs benchmark_filename, or a column "
                             "x_label:float (0 train, 1 valid, 2 test) that load_col names")
         self._change_feat_format()
-        label = self.inter_feat["x_label"].long()
-        return [select(self, label == code) for code in range(3)]
+        part = labels_to_parts(self.inter_feat["x_label"], self.dataset_name)
+        check_parts(part.numpy(), protocol)
+        return [select(self, part == code) for code in range(3)]
 
 
 def prepare_parts(config) -> Parts:

@@ -8,7 +8,8 @@ contains the smaller one.
 import hashlib
 import io
 import zipfile
-from dataclasses import dataclass
+import zlib
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -123,21 +124,40 @@ def check_parts(part: np.ndarray, protocol: str) -> None:
                             f"ratios, or more overlapping users")
 
 
+def _nothing() -> np.ndarray:
+    return np.array([], dtype=str)
+
+
 @dataclass(frozen=True)
 class SavedSplit:
-    """A split as a file holds it, by tokens: (user, item) of every row that is not training."""
+    """A split as a file holds it, by tokens.
+
+    Attributes:
+        protocol: its name.
+        linked: target tokens of the linked users.
+        user, item, part: of every target row that is not training.
+        source_user, source_item, source_part: the same of the source domain, under ``ratio``.
+        source_gone, target_gone: users whose rows left a domain (``overlap_mode: split``).
+    """
 
     protocol: str
     linked: np.ndarray
     user: np.ndarray
     item: np.ndarray
     part: np.ndarray
+    source_user: np.ndarray = field(default_factory=_nothing)
+    source_item: np.ndarray = field(default_factory=_nothing)
+    source_part: np.ndarray = field(default_factory=_nothing)
+    source_gone: np.ndarray = field(default_factory=_nothing)
+    target_gone: np.ndarray = field(default_factory=_nothing)
 
     def save(self, path: Path) -> None:
         """Write an ``.npz`` without pickles, whole or not at all."""
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, protocol=np.str_(self.protocol), linked=self.linked,
-                            user=self.user, item=self.item, part=self.part.astype(np.int8))
+        values = {f.name: np.asarray(getattr(self, f.name)) for f in fields(self)}
+        for name in ("part", "source_part"):
+            values[name] = values[name].astype(np.int8)
+        np.savez_compressed(buffer, **values)
         with write_atomically(path) as temporary:
             Path(temporary).write_bytes(buffer.getvalue())
 
@@ -146,28 +166,37 @@ class SavedSplit:
         """Raises DataError if the file is missing or is no saved split."""
         try:
             with np.load(path, allow_pickle=False) as file:
-                values = {name: file[name] for name in ("linked", "user", "item", "part")}
-                return cls(str(file["protocol"]), **values)
+                values = {f.name: file[f.name] for f in fields(cls)}
+                return cls(**{**values, "protocol": str(values["protocol"])})
         except FileNotFoundError as error:
             raise DataError(f"split_file: there is no file {path}") from error
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile,
+                zlib.error) as error:
             raise DataError(f"split_file: {path} is not a saved split ({error})") from error
 
     def parts(self, user: np.ndarray, item: np.ndarray, path: Path) -> np.ndarray:
-        """The part of each row given by its tokens (n,).
+        """The part of each target row given by its tokens (n,).
 
         Raises:
             DataError: the file names an interaction that is not in the data.
         """
-        keys = np.char.add(np.char.add(user, "\t"), item)
-        saved = np.char.add(np.char.add(self.user, "\t"), self.item)
-        order = np.argsort(keys, kind="stable")
-        place = np.searchsorted(keys, saved, sorter=order).clip(max=len(keys) - 1)
-        unknown = keys[order[place]] != saved
-        if unknown.any():
-            pair = saved[unknown][0].replace("\t", "', '")
-            raise DataError(f"split_file: {path} holds ('{pair}'), which is not among the target "
-                            f"interactions; was it saved from other data?")
-        part = np.full(len(keys), TRAIN)
-        part[order[place]] = self.part
-        return part
+        return _saved_parts((self.user, self.item, self.part), (user, item), path, "target")
+
+    def source_parts(self, user: np.ndarray, item: np.ndarray, path: Path) -> np.ndarray:
+        """The same of the source rows."""
+        saved = (self.source_user, self.source_item, self.source_part)
+        return _saved_parts(saved, (user, item), path, "source")
+
+
+def _saved_parts(saved, rows, path: Path, domain: str) -> np.ndarray:
+    keys, known = (np.char.add(np.char.add(user, "\t"), item) for user, item in (rows, saved[:2]))
+    order = np.argsort(keys, kind="stable")
+    place = np.searchsorted(keys, known, sorter=order).clip(max=len(keys) - 1)
+    unknown = keys[order[place]] != known
+    if unknown.any():
+        pair = known[unknown][0].replace("\t", "', '")
+        raise DataError(f"split_file: {path} holds ('{pair}'), which is not among the {domain} "
+                        f"interactions; was it saved from other data?")
+    part = np.full(len(keys), TRAIN)
+    part[order[place]] = saved[2]
+    return part

@@ -57,10 +57,16 @@ def link_users(source: np.ndarray, target: np.ndarray, link_file: str | None) ->
 
 def _read_links(path: Path, source: np.ndarray, target: np.ndarray) -> np.ndarray:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()[1:]
+        header, *lines = path.read_text(encoding="utf-8").splitlines() or [""]
     except OSError as error:
         raise DataError(f"user_link_file_path: {path} cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"user_link_file_path: {path} is not UTF-8 text ({error.reason})") from error
     known = (("source", set(source.tolist())), ("target", set(target.tolist())))
+    first = header.split("\t")
+    if len(first) == 2 and first[0] in known[0][1] and first[1] in known[1][1]:
+        raise DataError(f"{path}, line 1: {header!r} is a link, but the first line is the header; "
+                        f"put a line such as 'source<tab>target' before it")
     seen: tuple[set, set] = (set(), set())
     links = []
     for number, line in enumerate(lines, start=2):

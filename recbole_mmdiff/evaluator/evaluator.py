@@ -70,6 +70,9 @@ class Evaluator:
                  by_group: bool = False) -> Evaluation:
         """Evaluate in eval mode, without gradient.
 
+        Models that draw random numbers for their scores (RecBole's ADMMSLIM, Random) draw the same
+        at every evaluation, and take nothing from the stream of the training.
+
         Args:
             model: a RecBole recommender.
             phase: ``valid`` or ``test``.
@@ -78,6 +81,12 @@ class Evaluator:
         """
         passes = self.config["eval_passes"] if passes is None else passes
         model.eval()
+        devices = [model.device] if model.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(self.config["seed"])
+            return self._evaluate(model, phase, passes, by_group)
+
+    def _evaluate(self, model, phase, passes, by_group) -> Evaluation:
         evaluation = Evaluation()
         part = getattr(self.parts, phase)
         pairs = {"rating", "ranking_labeled"} & set(passes)

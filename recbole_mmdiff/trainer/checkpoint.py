@@ -40,6 +40,12 @@ def other_parameters(model) -> dict:
             if not isinstance(value, torch.nn.Module)}
 
 
+def model_numbers(model) -> dict[str, int | float]:
+    """The numbers among a model's attributes: counters, such as the step of MultiVAE's annealing,
+    and the seed and epoch of ours."""
+    return {name: value for name, value in vars(model).items() if type(value) in (int, float)}
+
+
 def save_checkpoint(path: Path, config, model, progress: dict, **tensors) -> None:
     """Write a checkpoint of tensors and plain types, whole or not at all.
 
@@ -50,7 +56,7 @@ def save_checkpoint(path: Path, config, model, progress: dict, **tensors) -> Non
     save_plain({"format": FORMAT, "model": config["model"], "dataset": config["dataset"],
                 "config": config.run_dict, "progress": progress,
                 "state_dict": model.state_dict(), "other_parameter": other_parameters(model),
-                **tensors}, path)
+                "numbers": model_numbers(model), **tensors}, path)
 
 
 def load_checkpoint(path: Path, config, model) -> dict:
@@ -78,3 +84,5 @@ def load_weights(model, state: dict, path: Path) -> None:
         raise CheckpointError(f"{path}: the weights do not fit {type(model).__name__} on this data "
                               f"({reason}); was it trained on other data or sizes?") from error
     model.load_other_parameter(state["other_parameter"])
+    for name in model_numbers(model).keys() & state.get("numbers", {}).keys():
+        setattr(model, name, state["numbers"][name])

@@ -54,9 +54,6 @@ def make_trainer(config, model, evaluator, checkpoint: Path | None = None) -> Tr
     if config["MODEL_TYPE"] == ModelType.DECISIONTREE:
         raise ConfigError(f"{config['model']}: decision trees are trained by libraries of their "
                           f"own, run them with RecBole itself")
-    if checkpoint is not None:
-        # RecBole makes this folder, by default ./saved, even where nothing is written into it.
-        config["checkpoint_dir"] = str(Path(checkpoint).parent)
     special = get_trainer(config["MODEL_TYPE"], config["model"])
     if hasattr(type(model), "stages") or special is Trainer:
         return StagedTrainer(config, model, evaluator, checkpoint)

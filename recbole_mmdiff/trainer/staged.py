@@ -243,10 +243,17 @@ class StagedTrainer(Trainer):
             return
         save_checkpoint(
             Path(self.saved_model_file), self.config, self.model, asdict(self.progress),
-            optimizer=self.optimizer.state_dict() if loader is not None else None,
+            optimizers=self._optimizers() if loader is not None else None,
             scaler=self.scaler.state_dict(), random=random_state(loader),
             best=self.best, best_valid_result=self.best_valid_result,
             finished=finished)
+
+    def _optimizers(self) -> dict[str, dict]:
+        """The state of the stage's optimiser, or of those that RecBole's trainer switches between."""
+        found = {name: value for name, value in vars(self).items()
+                 if isinstance(value, torch.optim.Optimizer)}
+        special = {name: value for name, value in found.items() if name != "optimizer"}
+        return {name: value.state_dict() for name, value in (special or found).items()}
 
     def _restore(self) -> dict:
         path = Path(self.saved_model_file)
@@ -264,8 +271,8 @@ class StagedTrainer(Trainer):
     def _restore_inside_stage(self, state: dict, loader) -> None:
         if self.progress.epoch == 0:
             return  # Saved between two stages: this one starts by its own seed.
-        if state["optimizer"] is not None:
-            self.optimizer.load_state_dict(state["optimizer"])
+        for name, optimizer in (state["optimizers"] or {}).items():
+            getattr(self, name).load_state_dict(optimizer)
         set_random_state(state["random"], loader)
 
     def _build_optimizer(self, **kwargs):
