@@ -190,7 +190,7 @@ def test_checkpoints_that_cannot_be_resumed(copied, tmp_path, monkeypatch):
 
 def test_a_checkpoint_of_another_model_or_size(finished, tiny_config, tmp_path):
     other = run_keys(tiny_config("CMF"), tmp_path / "cmf")
-    with pytest.raises(CheckpointError, match="holds the model CMF.*says MF"):
+    with pytest.raises(CheckpointError, match=r"holds the model CMF.*says MF"):
         load_run(finished.folder, other.folder / "checkpoint.pth")
     wide = run_keys(tiny_config("MF", embedding_size=5), tmp_path / "wide")
     with pytest.raises(CheckpointError, match=r"do not fit MF.*size mismatch"):

@@ -174,12 +174,12 @@ class StagedTrainer(Trainer):
         totals = torch.zeros(len(stage.losses), device=self.device)
         batches = tqdm(loader, desc=f"{stage.name} {epoch}", leave=False, ncols=100,
                        disable=not self.show_progress)
-        for number, batch in enumerate(batches):
+        for batch in batches:
             batch = batch.to(self.device)
             for which, loss_of in enumerate(stage.losses):
                 loss = self._step(loss_of, batch)
                 totals[which] += loss.detach()
-        means = (totals / (number + 1)).tolist()
+        means = (totals / len(loader)).tolist()
         self._check_finite(means, stage, epoch)
         return tuple(means)
 

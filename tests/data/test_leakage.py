@@ -108,7 +108,7 @@ def test_held_out_rows_do_not_touch_the_model(pairs, tiny_config, tmp_path, mode
     ("CMF", {"split_protocol": "warm_start"}),
     ("MF", {"domain_view": "merged"}),
     ("BPR", {}), ("BPR", {"domain_view": "merged"}),
-    ("EMCDR", {"overlap_ratio": 0.8, "overlap_mode": "split", "test_user_ratio": 0.15}),
+    ("DiffCDR", {"hidden_activation": "silu", "x_T": "noise"}),
 ], ids=str)
 def test_other_protocols_views_and_models(pairs, tiny_config, tmp_path, model, keys):
     """``warm_start`` too: its fine-tuning rows are not used before fine-tuning is asked for."""

@@ -92,7 +92,7 @@ def slow_full_ranking(ready, k, seen_parts, relevant=lambda user, item, rating: 
     for user, wanted in sorted(positive.items()):
         candidates = [item for item in range(1, ready.parts.test.num_candidates)
                       if item not in seen.get(user, ())]
-        ranked = sorted(candidates, key=lambda item: -ready.scores[user, item].item())[:k]  # noqa: B023
+        ranked = sorted(candidates, key=lambda item: -ready.scores[user, item].item())[:k]
         hits = [item in wanted for item in ranked]
         gain = sum(1 / math.log2(place + 2) for place, hit in enumerate(hits) if hit)
         best = sum(1 / math.log2(place + 2) for place in range(min(k, len(wanted))))

@@ -91,6 +91,22 @@ def test_pretraining_of_a_model_with_a_fit_of_its_own(tiny_config, tmp_path):
     train_load_and_test(second, tmp_path / "second")
 
 
+def test_s3rec_pretrains_on_item_attributes_and_is_then_tuned(make_tiny_pair, tiny_config, tmp_path):
+    pair = make_tiny_pair(tmp_path / "data")
+    items = sorted({item for _, item, _, _ in pair.target_rows})
+    lines = [f"{item}\tc{number % 3} c{number % 5}" for number, item in enumerate(items)]
+    (pair.folder / "tgt" / "tgt.item").write_text(
+        "\n".join(["item_id:token\tclass:token_seq", *lines]) + "\n", encoding="utf-8")
+    keys = {**SINGLE, "load_col": {**SINGLE["load_col"], "item": ["item_id", "class"]},
+            "data_path": pair.folder, "item_attribute": "class", "train_neg_sample_args": None,
+            "hidden_size": 8, "inner_size": 8, "MAX_ITEM_LIST_LENGTH": 8, "epochs": 1,
+            "pretrain_epochs": 1, "save_step": 1, "eval_args": LAST_ITEMS}
+    first = run_keys(tiny_config("S3Rec", train_stage="pretrain", **keys), tmp_path / "first")
+    checkpoint = str(first.folder / "checkpoint.pth")
+    second = tiny_config("S3Rec", train_stage="finetune", pre_model_path=checkpoint, **keys)
+    train_load_and_test(second, tmp_path / "second")
+
+
 def test_ncl_if_faiss_is_there(tiny_config, tmp_path):
     pytest.importorskip("faiss")
     train_load_and_test(tiny_config("NCL", num_clusters=5, **SMALL), tmp_path / "run")

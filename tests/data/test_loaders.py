@@ -1,0 +1,167 @@
+"""What a stage iterates: orders, negatives, and the kinds of data."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from recbole.data.interaction import Interaction
+
+from recbole_mmdiff.config import Config
+from recbole_mmdiff.data.loaders import STAGE_DATA, StageLoader, stage_loader
+from recbole_mmdiff.data.preparation import prepare_parts
+from recbole_mmdiff.errors import ConfigError, DataError
+
+
+@pytest.fixture(scope="module")
+def config(tiny_config):
+    return Config(config_dict=tiny_config("MF"))
+
+
+@pytest.fixture(scope="module")
+def train(config):
+    return prepare_parts(config).train
+
+
+def epoch_of(loader, epoch):
+    """One epoch's batches as plain lists of rows."""
+    loader.set_epoch(epoch)
+    return [{field: batch[field].tolist() for field in batch} for batch in loader]
+
+
+def order(batches):
+    return [row for batch in batches for row in batch["sample_id"]]
+
+
+def pairs(batches, field="sample_id"):
+    return [row for batch in batches for row in zip(batch["user_id"], batch["item_id"],
+                                                    batch["rating"], batch[field], strict=True)]
+
+
+@pytest.mark.parametrize("size", [1, 7, 64, 10**6])
+def test_every_row_comes_once_an_epoch(config, train, size):
+    rows = Interaction({field: train.inter_feat[field][:50] for field in train.inter_feat})
+    loader = StageLoader(config, train, rows, size, seed=4)
+    batches = epoch_of(loader, 0)
+    assert len(loader) == len(batches) == -(-50 // size)
+    assert [len(batch["sample_id"]) for batch in batches[:-1]] == [size] * (len(batches) - 1)
+    assert sorted(order(batches)) == list(range(50))
+    for user, item, rating, number in pairs(batches):
+        assert (user, item, rating) == tuple(train.inter_feat[field][number].item()
+                                             for field in ("user_id", "item_id", "rating"))
+
+
+def test_the_order_is_a_function_of_seed_and_epoch(config, train):
+    def orders(seed):
+        loader = StageLoader(config, train, train.inter_feat, 32, seed)
+        return [order(epoch_of(loader, epoch)) for epoch in (0, 1, 2)]
+
+    torch.manual_seed(0)
+    first = orders(9)
+    torch.manual_seed(1)
+    assert orders(9) == first
+    assert len({tuple(one) for one in first + orders(10)}) == 6
+    loader = StageLoader(config, train, train.inter_feat, 100, 9)
+    assert order(epoch_of(loader, 2)) == first[2], "neither on batch size nor on epochs before"
+
+
+def test_iterating_does_not_disturb_other_random_numbers(config, train):
+    state = torch.get_rng_state()
+    epoch_of(StageLoader(config, train, train.inter_feat, 32, 1, negatives=1), 0)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("negatives", [1, 3])
+def test_negatives_are_unknown_items_with_rating_zero(config, train, negatives):
+    known = {}
+    for user, item in zip(train.inter_feat["user_id"].tolist(),
+                          train.inter_feat["item_id"].tolist(), strict=True):
+        known.setdefault(user, set()).add(item)
+    loader = StageLoader(config, train, train.inter_feat, 100, 2, negatives)
+    batches = epoch_of(loader, 0)
+    count, numbers = len(train), Counter()
+    for batch in batches:
+        size = len(batch["user_id"]) // (1 + negatives)
+        assert batch["user_id"] == batch["user_id"][:size] * (1 + negatives)
+        assert batch["timestamp"] == batch["timestamp"][:size] * (1 + negatives)
+        for place, (user, item, rating, number) in enumerate(pairs([batch])):
+            numbers[number] += 1
+            if place < size:
+                assert item in known[user]
+            else:
+                assert item not in known[user] and 1 <= item < train.item_num
+                assert rating == 0.0
+                assert number % count == batch["sample_id"][place % size]
+    assert numbers == Counter(range(count * (1 + negatives)))
+
+
+def test_negatives_are_drawn_by_sample_not_by_batch(config, train):
+    def drawn(size, epoch):
+        return sorted(pairs(epoch_of(StageLoader(config, train, train.inter_feat, size, 2, 2),
+                                     epoch)))
+
+    assert drawn(10, 0) == drawn(10**6, 0)
+    assert drawn(10, 0) != drawn(10, 1)
+
+
+def test_negatives_of_an_item_are_spread_over_the_unknown_ones(config, train):
+    counts = np.zeros(train.item_num)
+    loader = StageLoader(config, train, train.inter_feat, 512, 2, 2)
+    for epoch in range(10):
+        for user, item, rating, _ in pairs(epoch_of(loader, epoch)):
+            counts[item] += rating == 0 and user > 0
+    assert counts[0] == 0
+    assert counts[1:].min() > 0.5 * counts[1:].mean()
+
+
+def test_kinds_of_stage_data(config, train):
+    names = train.field2id_token["user_id"]
+    rows = {kind: stage_loader(config, train, kind, 64, 0).rows for kind in STAGE_DATA}
+    assert len(rows["target"]) == len(train)
+    assert len(rows["source"]) == len(train.source)
+    linked = set(train.overlap_users().tolist())
+    own = {n for n, user in enumerate(train.inter_feat["user_id"].tolist()) if user in linked}
+    assert len(rows["overlap_ratings"]) == len(own) > 0
+    assert set(rows["overlap_ratings"]["user_id"].tolist()) == linked
+    assert rows["overlap_users"]["user_id"].tolist() == sorted(linked)
+    assert set(rows["side_users"]["user_id"].tolist()) \
+        == set(train.inter_feat["user_id"].tolist()) - linked
+    assert len(names[rows["side_users"]["user_id"]]) == 20
+
+
+def test_user_loaders_carry_numbers_and_no_negatives(tiny_config):
+    config = Config(config_dict=tiny_config("MF", train_neg_ratio=2))
+    train = prepare_parts(config).train
+    batches = epoch_of(stage_loader(config, train, "overlap_users", 10, 0), 0)
+    assert set(batches[0]) == {"user_id", "sample_id"}
+    users = train.overlap_users().tolist()
+    assert all(users[number] == user for batch in batches
+               for user, number in zip(batch["user_id"], batch["sample_id"], strict=True))
+    ratings = epoch_of(stage_loader(config, train, "overlap_ratings", 10, 0), 0)
+    assert sum(rating == 0 for *_, rating, _ in pairs(ratings)) \
+        == 2 * sum(rating > 0 for *_, rating, _ in pairs(ratings))
+
+
+def test_negatives_of_the_source_are_source_items(tiny_config):
+    config = Config(config_dict=tiny_config("MF", train_neg_ratio=1))
+    train = prepare_parts(config).train
+    loader = stage_loader(config, train, "source", 64, 0)
+    items = {item for batch in epoch_of(loader, 0) for item in batch["item_id"]}
+    assert max(items) < train.source.item_num
+
+
+def test_data_that_are_not_there(config, train, tiny_pair, tiny_config, atomic, tmp_path):
+    with pytest.raises(ConfigError, match=r"stage data: 'targets'.*did you mean 'target'"):
+        stage_loader(config, train, "targets", 10, 0)
+    atomic.write(tmp_path, "src", tiny_pair.source_rows)
+    atomic.write(tmp_path, "tgt", [row for row in tiny_pair.target_rows
+                                   if row[0] in tiny_pair.overlap])
+    other = Config(config_dict=tiny_config("MF", data_path=tmp_path))
+    with pytest.raises(DataError, match="no training data of kind 'side_users'"):
+        stage_loader(other, prepare_parts(other).train, "side_users", 10, 0)
+    single = Config(config_dict=tiny_config("MF", dataset="tgt", source_domain=None,
+                                            target_domain=None))
+    part = prepare_parts(single).train
+    assert len(stage_loader(single, part, "target", 10, 0).rows) == len(part)
+    with pytest.raises(ConfigError, match="'source' needs a source and a target domain"):
+        stage_loader(single, part, "source", 10, 0)
