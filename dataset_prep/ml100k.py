@@ -14,7 +14,8 @@ Rules, all of them deterministic:
 - Order. Ratings by user token, time and item token; films by item token (tokens as strings).
 - Features. ``text``: TF-IDF of the title's words and character 3-5-grams, fitted on the films of
   both domains so that they share one space, then a truncated SVD to 64 dimensions, rounded to
-  5 decimals, scaled to unit length (a title outside that space stays zero). ``genre``: multi-hot over the 18 genres in the order of `GENRES`.
+  5 decimals, scaled to unit length (a title outside that space stays zero). ``genre``: multi-hot
+  over the 18 genres in the order of `GENRES`.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ def user_domains(users: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """The domains whose rows each user keeps."""
     ordered = sorted(set(users), key=lambda user: hashlib.sha256(user.encode()).hexdigest())
     share = len(ordered) * SINGLE_DOMAIN_PERCENT // 100
-    kept = {user: (SOURCE, TARGET) for user in ordered}
+    kept = dict.fromkeys(ordered, (SOURCE, TARGET))
     kept.update((user, (SOURCE,)) for user in ordered[:share])
     kept.update((user, (TARGET,)) for user in ordered[share : 2 * share])
     return kept

@@ -120,6 +120,9 @@ def _train_and_evaluate(config, parts: Parts, model, folder: Path, resume: bool)
             parts.observed.saved_split.save(folder / "split.npz")
     logger.info("%s on %s, device %s; set by hand:\n%s", config["model"], config["dataset"],
                 config["device"], config.changes() or "  nothing")
+    logger.info("split %s%s: %d training, %d validation, %d test interactions",
+                config["split_protocol"], f" from {config['split_file']}" if config["split_file"] else "",
+                len(parts.observed), len(parts.valid), len(parts.test))
     evaluator = Evaluator(config, parts)
     trainer = make_trainer(config, model, evaluator, folder / CHECKPOINT)
     started = perf_counter()

@@ -2,6 +2,7 @@
 
 import copy
 import os
+import re
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,10 +15,13 @@ from recbole_mmdiff.config.keys import check_known, check_types, model_keys, rec
 from recbole_mmdiff.config.sources import Loader, merge, parse_value, properties_path, read_yaml
 from recbole_mmdiff.errors import ConfigError, one_of, suggest
 from recbole_mmdiff.model.registry import get_model
+from recbole_mmdiff.storage import write_atomically
 
 DOMAINS = ("source_domain", "target_domain")
-PASSES = ("rating", "ranking_full", "ranking_labeled")
+PASSES = ("rating", "ranking_full", "ranking_sampled", "ranking_labeled")
 GAINS = ("exponential", "linear")
+#: RecBole's modes of evaluation that rank sampled candidates, for instance uni100
+SAMPLED_MODE = re.compile(r"(uni|pop)(\d+)")
 
 
 class Config(RecBoleConfig):
@@ -148,6 +152,9 @@ class Config(RecBoleConfig):
         self._separate_metrics()
         if final["MODEL_TYPE"] == ModelType.SEQUENTIAL:
             final["repeatable"] = True
+            if final.get("loss_type") == "CE" \
+                    and "train_neg_sample_args" not in self.external_config_dict:
+                final["train_neg_sample_args"] = None
         with _refused_by_recbole():
             super()._set_default_parameters()
 
@@ -185,17 +192,22 @@ class Config(RecBoleConfig):
         _metric_names("rating_metrics", final["rating_metrics"], [
             name for name, kind in metric_types.items() if kind == EvaluatorType.VALUE])
         final["metrics"] = ranks or ["NDCG", "Recall", "Hit"]
-        if final["eval_passes"] is None:
-            final["eval_passes"] = ["rating"] if not ranks else list(PASSES)
+        if final["eval_passes"] is None and not ranks:
+            final["eval_passes"] = ["rating"]
 
     def _settle_evaluation(self):
         final = self.final_config_dict
+        ranking = {phase: "ranking_sampled" if SAMPLED_MODE.fullmatch(mode) else "ranking_full"
+                   for phase, mode in final["eval_args"]["mode"].items()}
+        if final["eval_passes"] is None:
+            final["eval_passes"] = ["rating", ranking["test"], "ranking_labeled"]
         if isinstance(final["eval_passes"], str):
             final["eval_passes"] = [final["eval_passes"]]
         for name in final["eval_passes"]:
             one_of("eval_passes", name, PASSES)
         one_of("labeled_gain", final["labeled_gain"], GAINS)
-        self.valid_pass, metric = self._valid_pass_and_metric(final["valid_metric"])
+        self.valid_pass, metric = self._valid_pass_and_metric(final["valid_metric"],
+                                                              ranking["valid"])
         self.valid_key = metric.lower()
         name, _, k = metric.partition("@")
         final["valid_metric_bigger"] = name.lower() not in smaller_metrics
@@ -206,15 +218,16 @@ class Config(RecBoleConfig):
             final[computed] = [*final[computed], name]
 
     @staticmethod
-    def _valid_pass_and_metric(given: str) -> tuple[str, str]:
-        """``[PASS.]METRIC[@k]`` in its two parts; a metric alone belongs to its usual pass."""
+    def _valid_pass_and_metric(given: str, ranking: str) -> tuple[str, str]:
+        """``[PASS.]METRIC[@k]`` in its two parts; a metric alone belongs to its usual pass
+        (``ranking`` for a ranking metric)."""
         pass_name, dot, metric = given.partition(".")
         if not dot:
             metric = pass_name
         name, _, k = metric.partition("@")
         kind = metric_types.get(name.lower())
         if not dot:
-            pass_name = "rating" if kind == EvaluatorType.VALUE else "ranking_full"
+            pass_name = "rating" if kind == EvaluatorType.VALUE else ranking
         one_of("valid_metric", pass_name, PASSES)
         fits = (kind == EvaluatorType.VALUE) == (pass_name == "rating") \
             and (pass_name != "ranking_labeled" or name.lower() == "ndcg")
@@ -238,9 +251,9 @@ class Config(RecBoleConfig):
 
     def save(self, path: str | Path) -> None:
         """Write ``run_dict`` as YAML: ``Config(config_file_list=[path])`` is this run again."""
-        Path(path).write_text(
-            yaml.safe_dump(_plain(self.run_dict), sort_keys=True, allow_unicode=True),
-            encoding="utf-8")
+        text = yaml.safe_dump(_plain(self.run_dict), sort_keys=True, allow_unicode=True)
+        with write_atomically(path) as temporary:
+            Path(temporary).write_text(text, encoding="utf-8")
 
     def changes(self) -> str:
         """One line for every value set by hand: key, value, where it came from."""

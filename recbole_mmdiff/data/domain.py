@@ -84,13 +84,25 @@ class StrictDataset:
 
     def _dataframe_to_interaction(self, data):
         # pandas 3 hands out read-only arrays, which tensors must not share.
-        plain = {FeatureType.TOKEN: np.int64, FeatureType.FLOAT: np.float32}
-        simple = [field for field in data if self.field2type[field] in plain
+        kinds = {FeatureType.TOKEN: np.int64, FeatureType.FLOAT: np.float32}
+        plain = {field: kinds.get(self.field2type[field]) for field in data}
+        # float32 tells Unix times apart only by minutes: too coarse to order interactions.
+        plain[self.time_field] = np.float64
+        simple = [field for field in data if plain[field]
                   and field not in self.config["numerical_features"]]
         rest = super()._dataframe_to_interaction(data[[f for f in data if f not in simple]])
         return Interaction({
-            field: torch.from_numpy(np.array(data[field], dtype=plain[self.field2type[field]]))
+            field: torch.from_numpy(np.array(data[field], dtype=plain[field]))
             if field in simple else rest[field] for field in data})
+
+    def _filter_inter_by_user_or_item(self):
+        before = len(self.inter_feat)
+        super()._filter_inter_by_user_or_item()
+        lost = before - len(self.inter_feat)
+        if lost:
+            self.logger.warning(
+                f"{self.dataset_name}: {lost} interactions are left out, because their user or item "
+                f"is not in the .user or .item file (filter_inter_by_user_or_item)")
 
     def _filter_by_inter_num(self):
         # "[0,inf)" keeps everybody, but RecBole counts all rows in Python to find that out.

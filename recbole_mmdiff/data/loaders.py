@@ -41,6 +41,11 @@ class StageLoader(AbstractDataLoader):
             inter = dataset.inter_feat
             self.known = KnownItems(inter[dataset.uid_field], inter[dataset.iid_field],
                                     dataset.user_num, dataset.item_num)
+            full = self.known.counts >= dataset.item_num - 1
+            if full.any():
+                user = dataset.field2id_token[dataset.uid_field][int(full.nonzero()[0])]
+                raise DataError(f"train_neg_ratio: user {str(user)!r} has rated every item, so there "
+                                f"is no negative one; set it to 0 or filter such users")
 
     def _init_batch_size_and_step(self):
         self.step = self.rows_per_batch

@@ -155,7 +155,9 @@ class MLPDenoiser(nn.Module):
     ) -> Tensor:
         """What enters the perceptron: state, time and condition, added: ``(n, d)``."""
         weight = self.time_linear.weight
-        time = sinusoidal_embedding(t, self.time_dim, weight.dtype, weight.device)
+        embedded = isinstance(t, Tensor) and t.dim() == 2
+        time = t if embedded else sinusoidal_embedding(
+            t, self.time_dim, weight.dtype, weight.device)
         if keep is not None and self.keep_input:
             condition = keep * condition
         guidance = self.condition_linear(condition)

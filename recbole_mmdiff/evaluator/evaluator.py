@@ -9,9 +9,12 @@ from recbole.data.interaction import Interaction
 from recbole.evaluator.register import metrics_dict
 from recbole.utils import ModelType
 
+from recbole_mmdiff.config import SAMPLED_MODE
 from recbole_mmdiff.data.preparation import Parts, seen_pairs
+from recbole_mmdiff.diffusion.noise import fold_in
 from recbole_mmdiff.evaluator.labeled import labeled_ndcg
 from recbole_mmdiff.evaluator.ranking import RankingMetrics, Requests, full_ranking
+from recbole_mmdiff.evaluator.sampled import sampled_candidates
 from recbole_mmdiff.negatives import KnownItems
 
 ROWS_AT_ONCE = 2**17
@@ -37,7 +40,8 @@ class Evaluator:
 
     ``rating`` compares predictions with labels row by row (RecBole's value metrics).
     ``ranking_full`` ranks all target items but those seen, relevant are the positive rows
-    (RecBole's ranking metrics). ``ranking_labeled`` ranks each user's own rows.
+    (RecBole's ranking metrics). ``ranking_sampled`` ranks the positives among the candidates that
+    ``eval_args.mode`` (uniN, popN) draws. ``ranking_labeled`` ranks each user's own rows.
 
     Args:
         config: the run's configuration.
@@ -94,8 +98,9 @@ class Evaluator:
             scores = self._predict(model, part)
             for name in sorted(pairs):
                 getattr(self, f"_{name}")(evaluation, model, part, scores, by_group)
-        if "ranking_full" in passes:
-            self._ranking_full(evaluation, model, part, phase, by_group)
+        for name in ("ranking_full", "ranking_sampled"):
+            if name in passes:
+                self._ranking(name, evaluation, model, part, phase, by_group)
         evaluation.metrics = {name: evaluation.metrics[name] for name in passes}
         return evaluation
 
@@ -161,19 +166,37 @@ class Evaluator:
 
     # ---- full ranking --------------------------------------------------------------------------
 
-    def _ranking_full(self, evaluation, model, part, phase, by_group) -> None:
+    def _ranking(self, name, evaluation, model, part, phase, by_group) -> None:
         requests, users = self._requests(part, phase, model.device)
         if not len(requests.rows):
-            evaluation.metrics["ranking_full"] = None
+            evaluation.metrics[name] = None
             return
+        mode = self.config["eval_args"]["mode"][phase]
+        if name == "ranking_sampled" and SAMPLED_MODE.fullmatch(mode):
+            requests.sampled = self._candidates(mode, phase, requests).to(model.device)
         ranking = full_ranking(model, requests, max(self.config["topk"]),
                                self.config["eval_chunk_elements"], self.ranking_metrics.mean_ranks)
         values = self.ranking_metrics.per_request(ranking)
-        evaluation.metrics["ranking_full"] = _means(values) | self.ranking_metrics.of_all(ranking)
+        evaluation.metrics[name] = _means(values) | self.ranking_metrics.of_all(ranking)
         if by_group:
-            self._by_user_group(evaluation, "ranking_full", users, values)
-            self._by_item_group(evaluation, ranking, requests)
-            self._keep(evaluation, "ranking_full", users, values)
+            self._by_user_group(evaluation, name, users, values)
+            self._by_item_group(evaluation, name, ranking, requests)
+            self._keep(evaluation, name, users, values)
+
+    def _candidates(self, mode, phase, requests) -> KnownItems:
+        """The sampled candidates of a phase: drawn once from the run's seed, outside of all that
+        the user is known to have rated by then."""
+        known = [self.parts.observed, self.parts.valid]
+        if phase == "test":
+            known.append(self.parts.test)
+        part = getattr(self.parts, phase)
+        pairs = KnownItems(*seen_pairs(*known), part.user_num, part.num_candidates)
+        positives = requests.positives
+        return sampled_candidates(
+            mode, KnownItems(positives.users.cpu(), positives.items.cpu(), len(requests.rows),
+                             part.item_num),
+            requests.rows[self.uid].cpu(), pairs, self.parts.observed.inter_feat[self.iid],
+            fold_in(self.config["seed"], ("valid", "test").index(phase)))
 
     def _requests(self, part, phase, device) -> tuple[Requests, np.ndarray]:
         """One request for every user with a positive row (for every row of sequences)."""
@@ -224,7 +247,7 @@ class Evaluator:
             part = {key: value[mask] for key, value in values.items()}
             evaluation.groups.setdefault(group, {})[name] = _means(part) if mask.any() else None
 
-    def _by_item_group(self, evaluation, ranking, requests) -> None:
+    def _by_item_group(self, evaluation, name, ranking, requests) -> None:
         """The same rankings, with only the cold or only the warm items relevant."""
         warm = self.warm_items.to(ranking.items.device)
         positive_warm = warm[requests.positives.items.cpu()]
@@ -236,7 +259,7 @@ class Evaluator:
                                  (ranking.hits & (warm[ranking.items] == wanted))[some],
                                  relevant[some])
             values = _means(self.ranking_metrics.per_request(part)) if some.any() else None
-            evaluation.groups.setdefault(group, {})["ranking_full"] = values
+            evaluation.groups.setdefault(group, {})[name] = values
 
     def _keep(self, evaluation, name, users, values) -> None:
         tokens = self.parts.test.field2id_token[self.uid][users]

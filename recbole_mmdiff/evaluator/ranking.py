@@ -24,6 +24,7 @@ class Requests:
         num_items, num_candidates: all items a model scores, and how many of them (the first, with
             [PAD]) are ranked.
         item_features: Interaction of all items, for models that can only score pairs.
+        sampled: what alone is ranked, keyed by the request's number; None ranks all candidates.
     """
 
     rows: Interaction
@@ -33,6 +34,7 @@ class Requests:
     num_items: int
     num_candidates: int
     item_features: Interaction
+    sampled: KnownItems | None = None
 
 
 @dataclass
@@ -92,6 +94,11 @@ def full_ranking(model, requests: Requests, k: int, chunk_elements: int,
         scores[:, 0] = -torch.inf
         if requests.seen is not None:
             scores[requests.seen.rows(rows[requests.uid_field])] = -torch.inf
+        if requests.sampled is not None:
+            place = requests.sampled.rows(numbers)
+            kept = scores[place]
+            scores = torch.full_like(scores, -torch.inf)
+            scores[place] = kept
         head = scores.topk(k, dim=-1).indices
         heads.append(head.cpu())
         hits.append(requests.positives.contains(numbers[:, None], head).cpu())

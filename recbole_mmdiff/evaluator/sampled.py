@@ -1,20 +1,13 @@
 """Candidates of a sampled ranking: RecBole's ``eval_args.mode`` of uniN and popN, frozen by seed."""
 
-import re
-
 import torch
 from torch import Tensor
 
+from recbole_mmdiff.config import SAMPLED_MODE
 from recbole_mmdiff.diffusion.noise import fold_in, keyed_uniform
 from recbole_mmdiff.negatives import KnownItems
 
-_MODE = re.compile(r"(uni|pop)(\d+)")
 _ROUNDS = 100
-
-
-def is_sampled(mode: str) -> bool:
-    """Whether an evaluation mode ranks sampled candidates."""
-    return _MODE.fullmatch(mode) is not None
 
 
 def sampled_candidates(mode: str, positives: KnownItems, users: Tensor, known: KnownItems,
@@ -31,7 +24,7 @@ def sampled_candidates(mode: str, positives: KnownItems, users: Tensor, known: K
         train_items: (rows,) the item of every training row.
         seed: of the draws.
     """
-    kind, count = _MODE.fullmatch(mode).groups()
+    kind, count = SAMPLED_MODE.fullmatch(mode).groups()
     request, count = positives.users, int(count)
     keys = torch.arange(len(request))
     owners = users[request]

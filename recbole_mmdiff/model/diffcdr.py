@@ -17,6 +17,7 @@ from recbole_mmdiff.diffusion import (
     linear_schedule,
     q_sample,
     sample,
+    sinusoidal_embedding,
 )
 from recbole_mmdiff.errors import ConfigError, one_of
 from recbole_mmdiff.model.base import Stage
@@ -82,6 +83,10 @@ class DiffCDR(MappingRecommender):
         self.denoiser = MLPDenoiser(self.size, self.size, tuple(config["hidden_sizes"]),
                                     config["time_embedding_size"], config["hidden_activation"])
         self.alm = nn.Linear(self.size, self.size, bias=False)
+        # What the network sees of the steps 1 .. T: from 0, on the scale of 1,000 steps.
+        times = torch.arange(config["num_steps"]) * (1000 / config["num_steps"])
+        self.register_buffer("step_sinusoids", sinusoidal_embedding(
+            times, config["time_embedding_size"]), persistent=False)
 
     def stages(self) -> list[Stage]:
         """Algorithm 1: the two factorisations, then DIM and ALM in turn over rating rows."""
@@ -105,7 +110,7 @@ class DiffCDR(MappingRecommender):
         x_t = q_sample(x0, noise, *self.schedule.alpha_sigma_at(step))           # Eq. 5
         collapse = self.sampling_path != "general" and self.denoiser.is_affine
         network = self.denoiser.composed if collapse else self.denoiser
-        predicted = network(x_t, self._training_time(step), condition, keep)
+        predicted = network(x_t, self.step_sinusoids[step - 1], condition, keep)
         return self.dim_weight * diffusion_loss(predicted, x0, noise, "eps", "smooth_l1")
 
     def alm_loss(self, interaction) -> Tensor:
@@ -115,9 +120,10 @@ class DiffCDR(MappingRecommender):
         norm = functional.smooth_l1_loss if self.alignment_norm == 1 else functional.mse_loss
         loss = self.alignment_weight * norm(aligned, self.target_vectors(users)[place])   # Eq. 6
         if self.task_weight:
-            item = interaction[self.ITEM_ID]
-            scores = (self.in_target_space(aligned) * self.item_factors(item).detach()).sum(-1)
-            scores = scores + self.item_offset(item).detach()
+            with torch.no_grad():
+                item = interaction[self.ITEM_ID]
+                factors, offset = self.item_factors(item), self.item_offset(item)
+            scores = (self.in_target_space(aligned) * factors).sum(-1) + offset
             task = functional.mse_loss(scores, interaction[self.RATING])
             loss = loss + self.task_weight * task                                         # Eq. 7
         return loss
@@ -137,10 +143,6 @@ class DiffCDR(MappingRecommender):
     def transfer(self, user: Tensor) -> Tensor:
         """(b, size): ALM(x_0)."""
         return self.alm(self.sampled_vectors(user))
-
-    def _training_time(self, step: Tensor) -> Tensor:
-        """Steps 1 .. T as the network sees them: from 0, on the scale of 1,000 steps."""
-        return (step - 1) * (1000 / self.schedule.num_steps)
 
     @staticmethod
     def _sampling_time(t: float) -> float:

@@ -1,5 +1,7 @@
 """What the embedding-and-mapping models share: two base factorisations, and cold users' vectors."""
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 
@@ -117,6 +119,6 @@ class MappingRecommender(StagedRecommender):
 def perceptron(sizes: list[int], activation: type[nn.Module], bias: bool) -> nn.Sequential:
     """Linear layers of these sizes with an activation between them."""
     layers: list[nn.Module] = []
-    for number, (inputs, outputs) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+    for number, (inputs, outputs) in enumerate(itertools.pairwise(sizes)):
         layers += [activation()] * bool(number) + [nn.Linear(inputs, outputs, bias=bias)]
     return nn.Sequential(*layers)

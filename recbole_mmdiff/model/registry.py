@@ -48,9 +48,10 @@ def get_model(name: str) -> type:
     builtin = recbole_models()
     if name.lower() in builtin:
         module = importlib.import_module(builtin[name.lower()])
-        if hasattr(module, name):
+        if isinstance(getattr(module, name, None), type):
             return getattr(module, name)
-        found = [attr for attr in vars(module) if attr.lower() == name.lower()]
+        found = [attr for attr, value in vars(module).items()
+                 if attr.lower() == name.lower() and isinstance(value, type)]
     else:
         found = []
     hint = f"; did you mean {found[0]!r}?" if found else suggest(
