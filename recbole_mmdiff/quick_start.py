@@ -19,7 +19,7 @@ from recbole_mmdiff.config import Config
 from recbole_mmdiff.data.preparation import Parts, prepare_parts
 from recbole_mmdiff.errors import ConfigError
 from recbole_mmdiff.evaluator import Evaluation, Evaluator
-from recbole_mmdiff.storage import write_atomically
+from recbole_mmdiff.files import write_atomically
 from recbole_mmdiff.trainer import make_trainer
 from recbole_mmdiff.trainer.checkpoint import load_checkpoint
 

@@ -8,17 +8,16 @@ configuration) as tensors and plain Python values, so that it can be read back w
 import os
 import pickle
 import re
-import secrets
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from enum import Enum
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from scipy import sparse
+
+from recbole_mmdiff.files import write_atomically
 
 TAG = "__plain__"
 """Key that marks a dictionary standing for a value of another type; its value names the type."""
@@ -28,39 +27,6 @@ _SCALARS = (type(None), bool, int, float, complex, str, torch.dtype)
 
 class CheckpointError(ValueError):
     """A state that cannot be stored, or a file that cannot be read back safely."""
-
-
-@contextmanager
-def write_atomically(path: str | os.PathLike) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; it takes the place of ``path`` on success only.
-
-    Readers see the old file or the complete new one, even if the process is killed midway. The
-    temporary keeps the suffix of ``path`` (numpy appends one otherwise) and is removed on failure.
-
-    Raises:
-        FileNotFoundError: the folder does not exist, or the block did not write the temporary.
-    """
-    # A symbolic link keeps pointing at the file that it pointed at.
-    target = Path(os.path.realpath(path))
-    temporary = target.with_name(f".{target.stem}.{secrets.token_hex(6)}.tmp{target.suffix}")
-    try:
-        yield temporary
-        _flush_to_disk(temporary)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
-    if os.name == "posix":  # The renaming is safe from a power cut once the folder is flushed.
-        _flush_to_disk(target.parent)
-
-
-def _flush_to_disk(path: Path) -> None:
-    """Wait until the contents of a file, or the entries of a folder, are on the disk."""
-    writable = os.O_RDONLY if path.is_dir() else os.O_RDWR  # Windows flushes writable handles only.
-    handle = os.open(path, writable)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def to_plain(obj: Any, where: str = "state") -> Any:

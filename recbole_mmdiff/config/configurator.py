@@ -14,8 +14,8 @@ from recbole.utils import EvaluatorType, ModelType
 from recbole_mmdiff.config.keys import check_known, check_types, model_keys, recbole_keys
 from recbole_mmdiff.config.sources import Loader, merge, parse_value, properties_path, read_yaml
 from recbole_mmdiff.errors import ConfigError, one_of, suggest
+from recbole_mmdiff.files import write_atomically
 from recbole_mmdiff.model.registry import get_model
-from recbole_mmdiff.storage import write_atomically
 
 DOMAINS = ("source_domain", "target_domain")
 PASSES = ("rating", "ranking_full", "ranking_sampled", "ranking_labeled")

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from recbole_mmdiff.errors import DataError
-from recbole_mmdiff.storage import write_atomically
+from recbole_mmdiff.files import write_atomically
 
 PROTOCOLS = ("cold_start_users", "warm_start", "cold_start_items", "ratio", "benchmark")
 #: what becomes of a target interaction

@@ -271,7 +271,7 @@ def slow_align(feature, tokens, policy):
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
 @pytest.mark.parametrize("block_bytes", [1, 40, 1 << 24])
 def test_align_by_token_equals_a_slow_loop(tmp_path, monkeypatch, policy, dtype, block_bytes):
-    monkeypatch.setattr("recbole_mmdiff.data.features._BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr("recbole_mmdiff.data.feature_files.BLOCK_BYTES", block_bytes)
     rng = np.random.default_rng(1)
     names = [f"item{i}" for i in range(40)]
     feature = write_features(tmp_path, "toy", "text", names, matrix(40, 5, dtype))

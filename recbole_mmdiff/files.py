@@ -1,0 +1,40 @@
+"""Files that are never half written; needs nothing but Python."""
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def write_atomically(path: str | os.PathLike) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; it takes the place of ``path`` on success only.
+
+    Readers see the old file or the complete new one, even if the process is killed midway. The
+    temporary keeps the suffix of ``path`` (numpy appends one otherwise) and is removed on failure.
+
+    Raises:
+        FileNotFoundError: the folder does not exist, or the block did not write the temporary.
+    """
+    # A symbolic link keeps pointing at the file that it pointed at.
+    target = Path(os.path.realpath(path))
+    temporary = target.with_name(f".{target.stem}.{secrets.token_hex(6)}.tmp{target.suffix}")
+    try:
+        yield temporary
+        _flush_to_disk(temporary)
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    if os.name == "posix":  # The renaming is safe from a power cut once the folder is flushed.
+        _flush_to_disk(target.parent)
+
+
+def _flush_to_disk(path: Path) -> None:
+    """Wait until the contents of a file, or the entries of a folder, are on the disk."""
+    writable = os.O_RDONLY if path.is_dir() else os.O_RDWR  # Windows flushes writable handles only.
+    handle = os.open(path, writable)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
