@@ -373,3 +373,9 @@ def _without_kmeans(module: ModuleType) -> Any:
         raise ImportError("LDiffRec needs kmeans_pytorch: pip install kmeans-pytorch")
 
     return _stand_in("kmeans_pytorch", kmeans=kmeans)
+
+
+@_patch(12, r"model\.sequential_recommender\.sine")
+def _without_anomaly_detection(module: ModuleType) -> None:
+    """Importing any sequential model turns autograd's slow anomaly detection on for all (SINE)."""
+    module.torch.autograd.set_detect_anomaly(False)

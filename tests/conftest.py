@@ -82,9 +82,10 @@ def config_for(folder, model, **keys):
             "topk": [5, 10], "valid_metric": "NDCG@10", **keys}
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def one_thread(request):
-    """Tensors here are small, and the machine is shared; benchmarks choose for themselves."""
+    """Tensors here are small, and the machine is shared; benchmarks choose for themselves. Of module
+    scope, so that it also holds for the runs that fixtures make: threads change the last bits."""
     before = torch.get_num_threads()
     if "benchmarks" not in request.path.parts:
         torch.set_num_threads(1)

@@ -461,3 +461,8 @@ def test_no_use_in_recbole_is_forgotten():
             if re.search(call, file.read_text(encoding="utf-8")):
                 patches = [p for p in compat.PATCHES if re.fullmatch(p.modules, name)]
                 assert number in {p.number for p in patches}, (name, call)
+
+
+def test_12_sequential_models_do_not_turn_anomaly_detection_on():
+    importlib.import_module("recbole.model.sequential_recommender")
+    assert not torch.is_anomaly_enabled()
