@@ -31,7 +31,7 @@ setup(
     package_data={"recbole_mmdiff.properties": PROPERTIES},
     install_requires=[
         "recbole>=1.2.0,<1.3",
-        "torch>=2.4",
+        "torch>=2.6",
         "numpy>=1.24",
         "scipy>=1.10",
         "pandas>=2.0",

@@ -9,7 +9,6 @@ from recbole.utils import init_seed
 from recbole_mmdiff.config import Config
 from recbole_mmdiff.data.features import FeatureFile, find_modalities
 from recbole_mmdiff.data.preparation import Parts, prepare_parts
-from recbole_mmdiff.errors import DataError
 from recbole_mmdiff.quick_start import make_default_data
 
 
@@ -19,55 +18,38 @@ def check(model=None, dataset=None, config_files=(), overrides=None) -> str:
     Raises:
         ConfigError, DataError: as a run with this configuration would.
     """
-    # The data do not depend on the model; BPR looks at all target rows that are positive.
+    # The data do not depend on the model: any that takes both views and needs no ratings will do.
     config = Config(model or "BPR", dataset, list(config_files), overrides=overrides)
     make_default_data(config)
     init_seed(config["seed"], config["reproducibility"])
-    config["domain_view"] = "target"
+    if model is None:
+        config["positive_rating"] = float("-inf")
     parts = prepare_parts(config)
     if not config.cross_domain:
-        return "\n".join([_domain_line("data set", _whole(parts), parts.test),
+        return "\n".join([_domain_line("data set", parts.test, _totals(parts)),
                           *_split_lines(parts)])
     source = parts.observed.source
-    assert_no_leak(parts)
     return "\n".join([
-        _domain_line("source", source.inter_feat, source), *_features(source),
-        _domain_line("target", _whole(parts), parts.test), *_features(parts.test),
+        _domain_line("source", source, parts.observed.totals["source"]), *_features(source),
+        _domain_line("target", parts.observed, parts.observed.totals["target"]),
+        *_features(parts.observed),
         f"overlap: {parts.observed.num_overlap:,} linked users, of whom "
         f"{len(parts.observed.overlap_users()):,} train; target-only (side) users: "
         f"{len(parts.observed.side_users()):,}",
         *_split_lines(parts)])
 
 
-def assert_no_leak(parts: Parts) -> None:
-    """Under the cold-start protocols no held-out user has a target training row.
-
-    Raises:
-        DataError: one has.
-    """
-    protocol = parts.test.config["split_protocol"]
-    if protocol not in ("cold_start_users", "warm_start", "cold_start_items"):
-        return
-    train = parts.observed.users_with_rows()
-    for name, part in (("validation", parts.valid), ("test", parts.test)):
-        leaked = torch.isin(part.users_with_rows(), train)
-        if leaked.any():
-            raise DataError(f"split_protocol {protocol}: {int(leaked.sum())} {name} users have "
-                            f"target training rows")
-
-
-def _whole(parts: Parts) -> dict[str, torch.Tensor]:
-    fields = (parts.test.uid_field, parts.test.iid_field)
-    return {field: torch.cat([part.inter_feat[field] for part in
-                              (parts.observed, parts.valid, parts.test)]) for field in fields}
-
-
-def _domain_line(role: str, rows, dataset) -> str:
-    users = len(torch.unique(rows[dataset.uid_field]))
-    items = len(torch.unique(rows[dataset.iid_field]))
-    count = len(rows[dataset.uid_field])
+def _domain_line(role: str, dataset, totals: tuple[int, int, int]) -> str:
+    users, items, count = totals
     return (f"{role} {dataset.dataset_name}: {users:,} users, {items:,} items, {count:,} "
             f"interactions, sparsity {1 - count / users / items:.4%}")
+
+
+def _totals(parts: Parts) -> tuple[int, int, int]:
+    rows = (parts.observed, parts.valid, parts.test)
+    users, items = (torch.cat([part.inter_feat[field] for part in rows])
+                    for field in (parts.test.uid_field, parts.test.iid_field))
+    return len(torch.unique(users)), len(torch.unique(items)), len(users)
 
 
 def _features(dataset) -> list[str]:
@@ -80,6 +62,7 @@ def _features(dataset) -> list[str]:
 def _split_lines(parts: Parts) -> list[str]:
     observed = parts.observed
     lines = [f"split {observed.config['split_protocol']}:"]
+    aside = [(name, getattr(observed, name, None)) for name in ("finetune", "unused")]
     warm_users = np.unique(observed.inter_feat[observed.uid_field].numpy())
     warm_items = np.unique(observed.inter_feat[observed.iid_field].numpy())
     for name, part in (("train", observed), ("valid", parts.valid), ("test", parts.test)):
@@ -90,4 +73,5 @@ def _split_lines(parts: Parts) -> list[str]:
             f"{len(np.setdiff1d(items, warm_items)):,} cold items")
         lines.append(f"  {name}: {len(part):,} interactions of {len(users):,} users on "
                      f"{len(items):,} items{cold}")
+    lines += [f"  {name}: {len(part):,} interactions" for name, part in aside if part is not None]
     return lines

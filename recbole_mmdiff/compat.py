@@ -3,7 +3,8 @@
 Every workaround is a ``Patch``: the RecBole modules that it mends, why, whether the installed
 versions need it, and how to apply it. ``install`` registers an import hook that applies them right
 after such a module has run, and mends those that are loaded already. Nothing outside RecBole
-changes: a mended module sees numpy, torch, ... through a ``Namespace`` that replaces a few names.
+changes: a mended module sees numpy, torch, ... through a ``Namespace`` that replaces a few names
+(patch 12 alone takes back a global switch that RecBole turned).
 Spawned workers are mended too, for unpickling any of our objects imports this package.
 
 Neither torch nor RecBole is imported here before a RecBole module is.

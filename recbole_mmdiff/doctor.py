@@ -15,7 +15,7 @@ from recbole_mmdiff.compat import active_patches, release
 
 REQUIRED = {
     "recbole": ((1, 2), (1, 3)),
-    "torch": ((2, 4), None),
+    "torch": ((2, 6), None),
     "numpy": ((1, 24), None),
     "pandas": ((2, 0), None),
     "scipy": ((1, 10), None),

@@ -16,14 +16,21 @@ from recbole.utils import init_seed
 
 from dataset_prep import ml100k
 from recbole_mmdiff.config import Config
+from recbole_mmdiff.config.sources import read_yaml
 from recbole_mmdiff.data.preparation import Parts, prepare_parts
-from recbole_mmdiff.errors import ConfigError
+from recbole_mmdiff.data.splits import SavedSplit
+from recbole_mmdiff.errors import ConfigError, DataError
 from recbole_mmdiff.evaluator import Evaluation, Evaluator
 from recbole_mmdiff.files import write_atomically
 from recbole_mmdiff.trainer import make_trainer
 from recbole_mmdiff.trainer.checkpoint import load_checkpoint
 
 CONFIG, CHECKPOINT, METRICS, LOG = "config.yaml", "checkpoint.pth", "metrics.json", "train.log"
+SPLIT = "split.npz"
+#: what a resumed run may do otherwise: where and how long it runs, and what it shows
+MAY_CHANGE = {"epochs", "stopping_step", "checkpoint_interval", "data_path", "gpu_id", "use_gpu",
+              "worker", "state", "show_progress", "log_tensorboard", "log_wandb", "save_per_user",
+              "eval_chunk_elements"}
 
 
 @dataclass
@@ -55,8 +62,12 @@ def run(model=None, dataset=None, config_files=(), config_dict=None, overrides=N
     folder = _run_folder(config, output or config["output"], resume)
     if resume is not None and (folder / METRICS).is_file():
         raise ConfigError(f"--resume: {folder} is finished, its results are in {folder / METRICS}")
+    if resume is not None:
+        _refuse_changes(config, folder / CONFIG)
     make_default_data(config)
     parts = _prepare(config)
+    if resume is not None:
+        _refuse_another_split(parts, folder)
     model = build_model(config, parts)
     # The folder appears only now: a mistake in keys or data leaves nothing behind.
     folder.mkdir(parents=True, exist_ok=True)
@@ -79,6 +90,26 @@ def _file_of_run(folder: str | Path, name: str) -> Path:
         raise ConfigError(f"--resume: there is no {name} in {folder}, so there is no run to go on "
                           f"with")
     return path
+
+
+def _refuse_changes(config, saved: Path) -> None:
+    """Another model, split or learning rate halfway would make numbers that no run can give."""
+    before = read_yaml(saved)
+    changed = [key for key, value in config.plain_run_dict().items()
+               if key not in MAY_CHANGE and before.get(key) != value]
+    if changed:
+        raise ConfigError(
+            f"--resume: {changed[0]} was {before.get(changed[0])!r} and cannot change in the middle "
+            f"of a run, only {sorted(MAY_CHANGE)} can; start a new run instead")
+
+
+def _refuse_another_split(parts: Parts, folder: Path) -> None:
+    """A resumed run holds out whom it held out before."""
+    saved = getattr(parts.observed, "saved_split", None)
+    if saved is not None and (folder / SPLIT).is_file() \
+            and not saved.equals(SavedSplit.load(folder / SPLIT)):
+        raise DataError(f"--resume: the data no longer give the split in {folder / SPLIT}: files or "
+                        f"keys were changed since the run began")
 
 
 def _run_folder(config, output, resume) -> Path:
@@ -115,14 +146,21 @@ def build_model(config, parts: Parts) -> torch.nn.Module:
 def _train_and_evaluate(config, parts: Parts, model, folder: Path, resume: bool) -> Run:
     logger = logging.getLogger()
     if not resume:
-        config.save(folder / CONFIG)
+        # The split first: a folder with a configuration can be resumed, and compares it.
         if hasattr(parts.observed, "saved_split"):
-            parts.observed.saved_split.save(folder / "split.npz")
+            parts.observed.saved_split.save(folder / SPLIT)
+        config.save(folder / CONFIG)
     logger.info("%s on %s, device %s; set by hand:\n%s", config["model"], config["dataset"],
                 config["device"], config.changes() or "  nothing")
     logger.info("split %s%s: %d training, %d validation, %d test interactions",
-                config["split_protocol"], f" from {config['split_file']}" if config["split_file"] else "",
+                parts.observed.config["split_protocol"],
+                f" from {config['split_file']}" if config["split_file"] else "",
                 len(parts.observed), len(parts.valid), len(parts.test))
+    for line in config.without_effect():
+        logger.warning(line)
+    if getattr(parts.observed, "finetune", None) is not None:
+        logger.warning("warm_start: %d interactions are set aside for fine-tuning, which %s does not "
+                       "do: its test users are cold", len(parts.observed.finetune), config["model"])
     evaluator = Evaluator(config, parts)
     trainer = make_trainer(config, model, evaluator, folder / CHECKPOINT)
     started = perf_counter()

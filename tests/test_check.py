@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_mmdiff.check import assert_no_leak, check
+from recbole_mmdiff.check import check
 from recbole_mmdiff.cli import main
 from recbole_mmdiff.config import Config
 from recbole_mmdiff.data.features import write_features
-from recbole_mmdiff.data.preparation import prepare_parts
+from recbole_mmdiff.data.preparation import prepare_parts, refuse_leaks
 from recbole_mmdiff.errors import DataError
 
 
@@ -91,12 +91,12 @@ def test_mistakes_are_those_of_a_run(capsys, tiny_pair):
 def test_a_leak_is_found(tiny_config, protocol):
     parts = prepare_parts(Config(config_dict=tiny_config(
         "BPR", split_protocol=protocol, test_item_ratio=0.4, valid_item_ratio=0.4)))
-    assert_no_leak(parts)
+    refuse_leaks(parts.observed, parts.valid, parts.test)
     leaky = copy.copy(parts)
     leaky.observed = parts.observed.copy(torch_append(parts.observed.inter_feat,
                                                       parts.test.inter_feat, 3))
     with pytest.raises(DataError, match=f"{protocol}: [1-3] test users have target training rows"):
-        assert_no_leak(leaky)
+        refuse_leaks(leaky.observed, leaky.valid, leaky.test)
 
 
 def torch_append(rows, others, count):
@@ -106,7 +106,7 @@ def torch_append(rows, others, count):
 
 def test_a_leak_that_the_protocol_allows(tiny_config):
     parts = prepare_parts(Config(config_dict=tiny_config("BPR", split_protocol="ratio")))
-    assert_no_leak(parts)
+    refuse_leaks(parts.observed, parts.valid, parts.test)
 
 
 def test_a_saved_split_is_the_live_one(printed, tiny_pair, tiny_config, tmp_path):

@@ -96,7 +96,8 @@ class Config(RecBoleConfig):
         dataset = dataset or self.external_config_dict.get("dataset")
         if dataset is None:
             blocks = [self.external_config_dict.get(domain) for domain in DOMAINS]
-            named = [block["dataset"] for block in blocks if isinstance(block, dict) and "dataset" in block]
+            named = [str(block["dataset"]) for block in blocks
+                     if isinstance(block, dict) and "dataset" in block]
             dataset = "-".join(named) or "ml100k-pair"
         return model_class.__name__, model_class, str(dataset)
 
@@ -170,6 +171,12 @@ class Config(RecBoleConfig):
             raise ConfigError(f"{missing}: is missing; two domains need source_domain.dataset and "
                               f"target_domain.dataset")
         self.cross_domain = all(both)
+        if final["split_file"] and not self.cross_domain:
+            raise ConfigError("split_file: needs a source and a target domain; in one domain use "
+                              "benchmark_filename")
+        if (final.get("nproc") or 1) > 1:
+            raise ConfigError(f"nproc: {final['nproc']}: runs on several processes are not there "
+                              f"yet; leave it out")
         if not self.cross_domain and getattr(self.model_class, "needs_source", False):
             raise ConfigError(
                 f"{self.model} transfers between two domains: set source_domain.dataset and "
@@ -213,6 +220,12 @@ class Config(RecBoleConfig):
         final["valid_metric_bigger"] = name.lower() not in smaller_metrics
         if k:
             final["topk"] = sorted({*final["topk"], int(k)})
+        rates = getattr(self.model_class, "predicts_ratings", False) \
+            or final["MODEL_TYPE"] in (ModelType.CONTEXT, ModelType.DECISIONTREE)
+        if self.valid_pass == "rating" and not rates:
+            raise ConfigError(f"valid_metric: {self.model} does not predict ratings, so "
+                              f"{final['valid_metric']!r} has no value; use a ranking metric, for "
+                              f"instance NDCG@10")
         computed = "rating_metrics" if self.valid_pass == "rating" else "metrics"
         if name.lower() not in {known.lower() for known in final[computed]}:
             final[computed] = [*final[computed], name]
@@ -249,11 +262,28 @@ class Config(RecBoleConfig):
         child.final_config_dict["dataset"] = str(block["dataset"])
         return child
 
+    def plain_run_dict(self) -> dict:
+        """``run_dict`` in what YAML can hold."""
+        return _plain(self.run_dict)
+
     def save(self, path: str | Path) -> None:
         """Write ``run_dict`` as YAML: ``Config(config_file_list=[path])`` is this run again."""
-        text = yaml.safe_dump(_plain(self.run_dict), sort_keys=True, allow_unicode=True)
+        text = yaml.safe_dump(self.plain_run_dict(), sort_keys=True, allow_unicode=True)
         with write_atomically(path) as temporary:
             Path(temporary).write_text(text, encoding="utf-8")
+
+    def without_effect(self) -> list[str]:
+        """One line for every key that was set by hand, is RecBole's, and does nothing here."""
+        instead = {"eval_batch_size": "eval_chunk_elements bounds the memory of an evaluation"}
+        if self.cross_domain:
+            kept = "two domains are read anew at each run"
+            instead |= dict.fromkeys(
+                ("save_dataset", "dataset_save_path", "save_dataloaders", "dataloaders_save_path"),
+                kept)
+        else:
+            instead["positive_rating"] = "in one domain set threshold"
+        return [f"{key} has no effect: {reason}" for key, reason in instead.items()
+                if key in self.origin]
 
     def changes(self) -> str:
         """One line for every value set by hand: key, value, where it came from."""

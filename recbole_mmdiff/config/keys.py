@@ -51,9 +51,18 @@ def model_keys(model_class: type) -> set[str]:
         if cls.__module__.split(".")[0] in {"builtins", "torch", "abc", "typing"}:
             continue
         source = inspect.getsourcefile(cls)
-        if source:
+        if source and Path(source).is_file():
             keys |= _keys_read_by(Path(source))
+        else:   # A class typed into a notebook or a shell.
+            keys |= set(_READ.findall(_typed_source(cls)))
     return keys
+
+
+def _typed_source(cls: type) -> str:
+    try:
+        return inspect.getsource(cls)
+    except OSError:
+        return ""
 
 
 def check_known(given: dict, known: set[str], origin: dict[str, str], model: str) -> None:

@@ -25,10 +25,14 @@ class CrossDomainDataset(DomainDataset):
         vocabulary: the users of both domains.
         num_overlap: linked users; their ids are 1 .. num_overlap in both domains.
         num_candidates: target items and [PAD]; what is ranked, also in the merged view.
-        finetune: under ``warm_start``, the rows set aside for fine-tuning, else None.
+        totals: users, items and interactions of each domain before it is split.
+        finetune: under ``warm_start``, on the training part: the rows set aside, else None.
+        unused: under ``cold_start_items``, on the training part: the rows of held-out users on
+            other items and of other users on held-out items, else None.
     """
 
     finetune: DomainDataset | None = None
+    unused: DomainDataset | None = None
 
     def __init__(self, config):
         super().__init__(config.for_domain("target_domain"))
@@ -44,7 +48,9 @@ class CrossDomainDataset(DomainDataset):
     def _share_users(self):
         config, uid = self.config, self.uid_field
         source, target = self.source.tokens(self.source.uid_field), self.tokens(uid)
-        links = link_users(source, target, config["user_link_file_path"])
+        # A .user file may name users without interactions: nobody to learn from or to test.
+        links = link_users(self.source.users_of_rows(), self.users_of_rows(),
+                           config["user_link_file_path"])
         if self._saved is not None:
             links = self._saved_links(links)
             source_goes, target_goes = self._saved.source_gone, self._saved.target_gone
@@ -59,6 +65,7 @@ class CrossDomainDataset(DomainDataset):
             self.keep_rows_of(target)
         self.vocabulary = UserVocabulary.build(source, target, links)
         self.num_overlap = len(links)
+        self.totals = {"source": self.source.count(), "target": self.count()}
         self._gone = {"source_gone": source_goes, "target_gone": target_goes}
         self.source.finish(self.vocabulary.source)
         self.finish(self.vocabulary.target)
@@ -85,24 +92,26 @@ class CrossDomainDataset(DomainDataset):
             raise DataError(f"split_protocol: {protocol} would split again what benchmark_filename "
                             f"splits; set split_protocol: benchmark")
         if self._saved is None and (protocol == "ratio" or files):
-            parts, unused = split_by_recbole(lambda: Dataset.build(self), self.split_seed), None
+            parts = split_by_recbole(lambda: Dataset.build(self), self.split_seed)
         else:
-            parts, unused = self._build_by_rows(protocol)
+            parts = self._build_by_rows(protocol)
         sources = self._build_sources(protocol)
         for dataset, source in zip(parts, sources, strict=True):
             dataset.source = source
-        parts[0].saved_split = self._to_save(parts, unused, sources, protocol)
+        parts[0].saved_split = self._to_save(parts, sources, protocol)
         return parts
 
     def _build_by_rows(self, protocol: str):
-        """The three parts, and the rows that belong to none of them."""
+        """The three parts; the first also holds the rows that belong to none of them."""
         self._change_feat_format()
         part = torch.from_numpy(self._divide(protocol))
         splits.check_parts(part.numpy(), protocol)
         parts = [select(self, part == code) for code in (splits.TRAIN, splits.VALID, splits.TEST)]
         if (part == splits.FINETUNE).any():
             parts[0].finetune = select(self, part == splits.FINETUNE)
-        return parts, select(self, part == splits.UNUSED)
+        if (part == splits.UNUSED).any():
+            parts[0].unused = select(self, part == splits.UNUSED)
+        return parts
 
     def _build_sources(self, protocol: str) -> list[DomainDataset]:
         """What of the source domain goes with each part: all of it, or under ``ratio`` a part."""
@@ -140,10 +149,10 @@ class CrossDomainDataset(DomainDataset):
                             "x_label:float (0 train, 1 valid, 2 test) that load_col names")
         return labels_to_parts(self.inter_feat["x_label"], self.dataset_name).numpy()
 
-    def _to_save(self, parts, unused, sources, protocol) -> splits.SavedSplit:
+    def _to_save(self, parts, sources, protocol) -> splits.SavedSplit:
         """What ``split.npz`` of a run folder holds."""
         held_out = {splits.VALID: parts[1], splits.TEST: parts[2],
-                    splits.FINETUNE: parts[0].finetune, splits.UNUSED: unused}
+                    splits.FINETUNE: parts[0].finetune, splits.UNUSED: parts[0].unused}
         pairs = _tokens_and_codes(held_out)
         source = {}
         if protocol == "ratio":

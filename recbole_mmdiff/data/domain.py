@@ -175,13 +175,22 @@ class DomainDataset(StrictDataset, Dataset):
         self.feat_name_list = self._build_feat_name_list()
         if self.benchmark_filename_list is None:
             self._data_filtering()
+        else:
+            self._refuse_duplicates()
 
     def _remove_duplication(self):
         super()._remove_duplication()
+        self._refuse_duplicates()
+
+    def _refuse_duplicates(self):
         twice = self.inter_feat.duplicated([self.uid_field, self.iid_field]).to_numpy()
         if twice.any():
             row = int(twice.argmax())
             user, item = (self.inter_feat[f].iloc[row] for f in (self.uid_field, self.iid_field))
+            if self.benchmark_filename_list is not None:
+                raise DataError(f"{self.dataset_name}: user {user!r} and item {item!r} stand twice in "
+                                f"the files of benchmark_filename ({int(twice.sum())} such lines): a "
+                                f"row must be in one of them, once")
             raise DataError(
                 f"{self.dataset_name}.inter, line {self.inter_feat.index[row] + 2}: user {user!r} "
                 f"and item {item!r} stand together a second time ({int(twice.sum())} such lines); "
@@ -192,9 +201,23 @@ class DomainDataset(StrictDataset, Dataset):
         found = [pd.unique(feat[field].dropna()).astype(str) for feat in self.field2feats(field)]
         return np.unique(np.concatenate(found)).astype(str)
 
+    def users_of_rows(self) -> np.ndarray:
+        """The sorted tokens of the users who have interactions, before ``finish``."""
+        return np.unique(np.asarray(pd.unique(self.inter_feat[self.uid_field]), dtype=str))
+
+    def count(self) -> tuple[int, int, int]:
+        """Users with interactions, items with interactions, interactions; before ``finish``."""
+        return (self.inter_feat[self.uid_field].nunique(), self.inter_feat[self.iid_field].nunique(),
+                len(self.inter_feat))
+
     def keep_rows_of(self, users: np.ndarray) -> None:
         """Drop the rows of all users but these (tokens), before ``finish``."""
-        self.inter_feat = self.inter_feat[self.inter_feat[self.uid_field].isin(users)]
+        kept = self.inter_feat[self.uid_field].isin(users)
+        if self.benchmark_filename_list is not None:
+            # RecBole cuts the files apart again by their lengths.
+            file = np.repeat(np.arange(len(self.file_size_list)), self.file_size_list)
+            self.file_size_list = np.bincount(file[kept], minlength=len(self.file_size_list)).tolist()
+        self.inter_feat = self.inter_feat[kept]
         if self.user_feat is not None:
             self.user_feat = self.user_feat[self.user_feat[self.uid_field].isin(users)]
         self._reset_index()

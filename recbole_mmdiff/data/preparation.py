@@ -79,8 +79,12 @@ def prepare_parts(config) -> Parts:
     dataset = create_dataset(config)
     observed, valid, test = dataset.build()
     train = observed
+    _check_ratings(config, observed)
+    if config.cross_domain:
+        refuse_leaks(observed, valid, test)
     view = config["domain_view"] or getattr(config.model_class, "domain_view", "target")
-    one_of("domain_view", view, ("target", "merged"))
+    one_of("domain_view", view,
+           getattr(config.model_class, "domain_views", ("target", "merged")))
     if view == "merged":
         if not config.cross_domain:
             raise ConfigError("domain_view: 'merged' needs a source and a target domain")
@@ -89,6 +93,38 @@ def prepare_parts(config) -> Parts:
     if config.cross_domain and not getattr(config.model_class, "predicts_ratings", False):
         train = _positives(train, config)
     return Parts(train, valid, test, observed)
+
+
+def _check_ratings(config, observed: Dataset) -> None:
+    """A rating model finds ratings in every domain that it learns from."""
+    if not getattr(config.model_class, "predicts_ratings", False):
+        return
+    domains = [observed, *([observed.source] if config.model_class.needs_source else [])]
+    for dataset in domains:
+        if dataset.ratings is None:
+            raise DataError(
+                f"{dataset.dataset_name}: {config['model']} learns ratings, but the column "
+                f"{config['RATING_FIELD']!r} is not there; add it to load_col.inter, or set "
+                f"RATING_FIELD to the column that holds them")
+
+
+def refuse_leaks(observed: CrossDomainDataset, valid: CrossDomainDataset,
+                 test: CrossDomainDataset) -> None:
+    """Under the cold-start protocols no held-out user has a target training row.
+
+    Raises:
+        DataError: one has (a saved split that does not cover the data, say).
+    """
+    protocol = observed.config["split_protocol"]
+    if protocol not in ("cold_start_users", "warm_start", "cold_start_items"):
+        return
+    train = observed.users_with_rows()
+    for name, part in (("validation", valid), ("test", test)):
+        leaked = torch.isin(part.users_with_rows(), train)
+        if leaked.any():
+            raise DataError(
+                f"split_protocol {protocol}: {int(leaked.sum())} {name} users have target training "
+                f"rows; a split_file must come from the same interactions")
 
 
 def _positives(train: CrossDomainDataset, config) -> CrossDomainDataset:
@@ -109,7 +145,10 @@ def train_loader(config, train: Dataset):
     if arguments["distribution"] != "none":
         kind = RepeatableSampler if config["repeatable"] else Sampler
         data = train if config["repeatable"] else [train]
-        sampler = kind(["train"], data, arguments["distribution"], arguments["alpha"])
+        try:
+            sampler = kind(["train"], data, arguments["distribution"], arguments["alpha"])
+        except ValueError as error:     # RecBole: somebody has rated every item
+            raise DataError(f"{train.dataset_name}: {error}") from error
         sampler = sampler.set_phase("train")
     loader = get_dataloader(config, "train")
     if config["MODEL_TYPE"] == ModelType.KNOWLEDGE:

@@ -161,6 +161,11 @@ class SavedSplit:
         with write_atomically(path) as temporary:
             Path(temporary).write_bytes(buffer.getvalue())
 
+    def equals(self, other: "SavedSplit") -> bool:
+        """Whether both say the same, array by array."""
+        return all(np.array_equal(getattr(self, name), getattr(other, name))
+                   for name in self.__dataclass_fields__)
+
     @classmethod
     def load(cls, path: Path) -> "SavedSplit":
         """Raises DataError if the file is missing or is no saved split."""

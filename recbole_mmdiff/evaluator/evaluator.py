@@ -12,6 +12,7 @@ from recbole.utils import ModelType
 from recbole_mmdiff.config import SAMPLED_MODE
 from recbole_mmdiff.data.preparation import Parts, seen_pairs
 from recbole_mmdiff.diffusion.noise import fold_in
+from recbole_mmdiff.errors import ConfigError
 from recbole_mmdiff.evaluator.labeled import labeled_ndcg
 from recbole_mmdiff.evaluator.ranking import RankingMetrics, Requests, full_ranking
 from recbole_mmdiff.evaluator.sampled import sampled_candidates
@@ -65,7 +66,7 @@ class Evaluator:
         result = self.evaluate(model, phase, [self.config.valid_pass]).metrics
         values = result[self.config.valid_pass]
         if values is None or self.config.valid_key not in values:
-            raise ValueError(
+            raise ConfigError(
                 f"valid_metric: {self.config['valid_metric']!r} has no value for "
                 f"{self.config['model']} on this data; use one of {sorted(values or ())}")
         return values[self.config.valid_key], values
@@ -186,7 +187,7 @@ class Evaluator:
     def _candidates(self, mode, phase, requests) -> KnownItems:
         """The sampled candidates of a phase: drawn once from the run's seed, outside of all that
         the user is known to have rated by then."""
-        known = [self.parts.observed, self.parts.valid]
+        known = [*self._observed_and_aside(), self.parts.valid]
         if phase == "test":
             known.append(self.parts.test)
         part = getattr(self.parts, phase)
@@ -224,9 +225,15 @@ class Evaluator:
         return part.inter_feat[label] > 0 if label in part.inter_feat \
             else torch.ones(len(part), dtype=torch.bool)
 
+    def _observed_and_aside(self) -> list:
+        """The training rows, and those that the split gives to no part: known, not recommended."""
+        observed = self.parts.observed
+        aside = [getattr(observed, name, None) for name in ("finetune", "unused")]
+        return [observed, *(part for part in aside if part is not None)]
+
     def _seen_items(self, phase: str) -> KnownItems:
         if phase not in self._seen:
-            parts = [self.parts.observed]
+            parts = self._observed_and_aside()
             if phase == "test" and self.config["mask_valid_items"]:
                 parts.append(self.parts.valid)
             self._seen[phase] = KnownItems(*seen_pairs(*parts), self.parts.test.user_num,

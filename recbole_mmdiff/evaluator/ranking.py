@@ -162,7 +162,8 @@ class RankingMetrics:
                 for name, result in metric.calculate_metric(ranking.struct).items():
                     if isinstance(result, np.ndarray):
                         averaged = result.mean(axis=0)
-                        values |= {f"{name}@{k}": float(averaged[k - 1]) for k in self.topk}
+                        values |= {f"{name}@{k}": float(averaged[min(k, len(averaged)) - 1])
+                                   for k in self.topk}
                     else:
                         values[name] = float(result)
         return values

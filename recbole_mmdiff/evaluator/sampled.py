@@ -5,6 +5,7 @@ from torch import Tensor
 
 from recbole_mmdiff.config import SAMPLED_MODE
 from recbole_mmdiff.diffusion.noise import fold_in, keyed_uniform
+from recbole_mmdiff.errors import DataError
 from recbole_mmdiff.negatives import KnownItems
 
 _ROUNDS = 100
@@ -23,11 +24,18 @@ def sampled_candidates(mode: str, positives: KnownItems, users: Tensor, known: K
         known: the items that are no negatives, keyed by user.
         train_items: (rows,) the item of every training row.
         seed: of the draws.
+
+    Raises:
+        DataError: a user knows every item.
     """
     kind, count = SAMPLED_MODE.fullmatch(mode).groups()
     request, count = positives.users, int(count)
     keys = torch.arange(len(request))
     owners = users[request]
+    full = known.counts[owners] >= known.num_items - 1
+    if full.any():
+        raise DataError(f"eval_args.mode {mode}: {int(full.sum())} requests are of users who know "
+                        f"all {known.num_items - 1} items, so there are no candidates; use full")
     drawn = known.sample_unknown(
         owners, keyed_uniform(keys, count, fold_in(seed, 0), torch.float64))
     if kind == "pop":

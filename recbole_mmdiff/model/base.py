@@ -25,6 +25,7 @@ class Stage:
         validates: whether validation (and early stopping) happens; False keeps the last epoch.
         batch_size, learning_rate, weight_decay: None takes the key ``train_batch_size``,
             ``learning_rate``, ``weight_decay``.
+        clips: whether ``clip_grad_norm`` holds in this stage.
         prepare: called once when the stage starts, also after a resume: must depend on the
             weights of earlier stages only.
     """
@@ -38,6 +39,7 @@ class Stage:
     batch_size: int | None = None
     learning_rate: float | None = None
     weight_decay: float | None = None
+    clips: bool = True
     prepare: Callable[[], None] | None = None
 
 
@@ -51,7 +53,8 @@ class StagedRecommender(GeneralRecommender):
         citation: the paper, as the model's page prints it.
         needs_source: whether it transfers from a source domain.
         predicts_ratings: whether ``predict`` is on the scale of the ratings.
-        domain_view: the view of the data that it is trained on (``target`` or ``merged``).
+        domain_view, domain_views: the view of the data that it is trained on by default, and
+            those that it can be trained on (``target``, ``merged``).
         seed, epoch: of this stage, set by the trainer, for noise drawn by (seed, epoch, sample).
     """
 
@@ -61,6 +64,7 @@ class StagedRecommender(GeneralRecommender):
     needs_source = False
     predicts_ratings = True
     domain_view = "target"
+    domain_views = ("target", "merged")
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)

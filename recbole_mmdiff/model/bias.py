@@ -20,6 +20,8 @@ class Bias(StagedRecommender):
 
     citation = "Koren: Factor in the Neighbors. TKDD 4(1), 2010, section 2.1 (baseline estimates)."
 
+    domain_views = ("target",)
+
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
         source = getattr(dataset, "source", None)
@@ -31,7 +33,7 @@ class Bias(StagedRecommender):
             user = domain.inter_feat[domain.uid_field]
             total.index_add_(0, user, residual)
             count.index_add_(0, user, torch.ones(len(user)))
-        user_bias = total / (count + config["user_damping"])
+        user_bias = total / (count + config["user_damping"]).clamp(min=1e-9)
         self.register_buffer("mean", mean.float())
         self.register_buffer("item_bias", item_bias.float())
         self.register_buffer("user_bias", user_bias[:dataset.user_num].float())
@@ -44,7 +46,8 @@ class Bias(StagedRecommender):
         mean = rating.mean()
         total = torch.zeros(domain.item_num, dtype=torch.float64)
         total.index_add_(0, item, rating - mean)
-        bias = total / (torch.bincount(item, minlength=domain.item_num) + damping)
+        count = torch.bincount(item, minlength=domain.item_num)
+        bias = total / (count + damping).clamp(min=1e-9)
         return mean, bias, rating - mean - bias[item]
 
     def stages(self) -> list[Stage]:

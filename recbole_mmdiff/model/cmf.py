@@ -17,3 +17,4 @@ class CMF(MF):
                 "KDD 2008.")
     needs_source = True
     domain_view = "merged"
+    domain_views = ("merged",)

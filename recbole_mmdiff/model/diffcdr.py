@@ -57,7 +57,12 @@ class DiffCDR(MappingRecommender):
         - The base has biases and an L2 penalty, [p_u, b_u] is transferred, and vectors are
           standardised in each domain, because the noise has unit scale (``biases``,
           ``reg_weight``, ``standardize``; the paper recipe switches them off).
-        - Noise is drawn by (seed, epoch, sample), so that it does not depend on the batch.
+        - Noise is drawn by (seed, epoch, sample), so that it does not depend on the batch. The
+          mirrored steps t and T - t (antithetic pairs of the authors' code) belong to neighbouring
+          rows, which the shuffling may put into different batches.
+        - Eq. 6 is averaged over the rating rows of a batch, as in the authors' code; the paper
+          averages over users.
+        - Under mixed precision DIM and the solver stay in float32.
     """
 
     citation = "Xuan: Diffusion Cross-domain Recommendation. arXiv:2402.02182, 2024."
@@ -78,8 +83,9 @@ class DiffCDR(MappingRecommender):
             raise ConfigError("alignment_weight, task_weight: both are 0, so ALM learns nothing")
         self.schedule = linear_schedule(config["num_steps"], config["beta_start"],
                                         config["beta_end"], rescale=True)
-        self.plan = dpm_solver_plan(VPSchedule(), config["num_evaluations"],
-                                    config["solver_order"])
+        # The continuous schedule of the same betas: beta(t) = 1000 beta_start .. 1000 beta_end.
+        continuous = VPSchedule(1000 * config["beta_start"], 1000 * config["beta_end"])
+        self.plan = dpm_solver_plan(continuous, config["num_evaluations"], config["solver_order"])
         self.denoiser = MLPDenoiser(self.size, self.size, tuple(config["hidden_sizes"]),
                                     config["time_embedding_size"], config["hidden_activation"])
         self.alm = nn.Linear(self.size, self.size, bias=False)
@@ -101,6 +107,10 @@ class DiffCDR(MappingRecommender):
 
     def dim_loss(self, interaction) -> Tensor:
         """L_DIM (section 3.3) of a batch of rating rows."""
+        with torch.autocast(self.device.type, enabled=False):
+            return self._dim_loss(interaction)
+
+    def _dim_loss(self, interaction) -> Tensor:
         user, sample_id = interaction[self.USER_ID], interaction["sample_id"]
         x0, condition = self.target_vectors(user), self.source_vectors(user)
         step = keyed_antithetic_steps(sample_id, self.schedule.num_steps, self._seed(_STEPS))
@@ -137,14 +147,14 @@ class DiffCDR(MappingRecommender):
         start = condition
         if self.start == "noise":
             start = keyed_normal(user, self.size, fold_in(self.seed, _START)).to(condition)
-        return sample(self.denoiser, start, condition, self.plan, self.guidance_scale,
-                      self._sampling_time, self.sampling_path)
+        with torch.autocast(self.device.type, enabled=False):
+            return sample(self.denoiser, start, condition, self.plan, self.guidance_scale,
+                          self._sampling_time, self.sampling_path)
 
     def transfer(self, user: Tensor) -> Tensor:
         """(b, size): ALM(x_0)."""
         return self.alm(self.sampled_vectors(user))
 
-    @staticmethod
-    def _sampling_time(t: float) -> float:
-        """The continuous time t in (0, 1] on the scale of the training steps."""
-        return 1000 * max(t - 1 / 1000, 0.0)
+    def _sampling_time(self, t: float) -> float:
+        """The continuous time t in (0, 1] as the network sees the training step n = t T."""
+        return 1000 * max(t - 1 / self.schedule.num_steps, 0.0)

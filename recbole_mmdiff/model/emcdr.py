@@ -17,7 +17,7 @@ class EMCDR(MappingRecommender):
     Deviations:
         - The base factorisation has biases and an L2 penalty, and the vector that is mapped is
           [p_u, b_u]: without it a cold user's bias, most of what can be known, is lost. The
-          papers' plain form: ``biases: False, init_std: 1.0, reg_weight: 0.0``.
+          papers' plain form: ``biases: False, init_std: 1.0, reg_weight: 0.0, standardize: False``.
         - Vectors are standardised in each domain before the mapping (``standardize``), since the
           bias and the factors have different scales; False is the papers' form.
         - The best epoch of the mapping is chosen on validation users.

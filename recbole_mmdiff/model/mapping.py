@@ -5,6 +5,7 @@ import itertools
 import torch
 from torch import Tensor, nn
 
+from recbole_mmdiff.errors import DataError
 from recbole_mmdiff.model.base import Stage, StagedRecommender
 from recbole_mmdiff.model.factorization import Factorization
 
@@ -19,6 +20,7 @@ class MappingRecommender(StagedRecommender):
     """
 
     needs_source = True
+    domain_views = ("target",)
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
@@ -35,21 +37,32 @@ class MappingRecommender(StagedRecommender):
             self.register_buffer(f"{domain}_center", torch.zeros(self.size))
             self.register_buffer(f"{domain}_scale", torch.ones(self.size))
         self.frozen: dict[str, Tensor] = {}
+        self.register_load_state_dict_post_hook(lambda model, keys: model.frozen.clear())
         trained = torch.zeros(dataset.user_num, dtype=torch.bool)
         trained[dataset.users_with_rows()] = True
         known = torch.zeros(dataset.user_num, dtype=torch.bool)
         in_source = dataset.source.inter_feat[dataset.source.uid_field]
         known[in_source[in_source < dataset.user_num]] = True
         self.register_buffer("is_transferred", known & ~trained)
-        self.register_buffer("overlap_users", dataset.overlap_users())
+        overlap_users = dataset.overlap_users()
+        if len(overlap_users) < 2:
+            raise DataError(f"{config['model']} learns to map from overlapping training users, but "
+                            f"there are {len(overlap_users)}; lower test_user_ratio, or raise "
+                            f"overlap_ratio")
+        self.register_buffer("overlap_users", overlap_users)
+
+    def _apply(self, fn, recurse=True):
+        self.frozen.clear()     # Moved or cast weights: what was computed from them is stale.
+        return super()._apply(fn, recurse)
 
     def transfer(self, user: Tensor) -> Tensor:
         """(b, size): standardised target vectors of users (b,), from their source vectors."""
         raise NotImplementedError
 
     def pretraining_stages(self) -> list[Stage]:
-        """The two base factorisations; the papers train them for a fixed number of epochs."""
-        common = {"epochs": self.pretrain_epochs, "validates": False,
+        """The two base factorisations; the papers train them for a fixed number of epochs. The same
+        seed gives the same ones to every mapping model, whatever it clips later."""
+        common = {"epochs": self.pretrain_epochs, "validates": False, "clips": False,
                   "batch_size": self.pretrain_batch_size,
                   "learning_rate": self.pretrain_learning_rate}
         return [Stage("source", "source", (self.source_loss,), self.source.parameters(), **common),

@@ -177,18 +177,18 @@ class StagedTrainer(Trainer):
         for batch in batches:
             batch = batch.to(self.device)
             for which, loss_of in enumerate(stage.losses):
-                loss = self._step(loss_of, batch)
+                loss = self._step(loss_of, batch, stage.clips)
                 totals[which] += loss.detach()
         means = (totals / len(loader)).tolist()
         self._check_finite(means, stage, epoch)
         return tuple(means)
 
-    def _step(self, loss_of, batch) -> torch.Tensor:
+    def _step(self, loss_of, batch, clips: bool) -> torch.Tensor:
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(device_type=self.device.type, enabled=bool(self.enable_amp)):
             loss = loss_of(batch)
         self.scaler.scale(loss).backward()
-        if self.clip_grad_norm:
+        if self.clip_grad_norm and clips:
             # RecBole clips the scaled gradient; the norm is meant for the true one.
             self.scaler.unscale_(self.optimizer)
             parameters = [p for group in self.optimizer.param_groups for p in group["params"]]

@@ -122,7 +122,10 @@ def assert_ranking(found, slow, k):
 def test_full_ranking_equals_a_slow_loop(prepare, keys):
     ready = prepare(**keys)
     found = ready.evaluator.evaluate(Table(ready.scores), "test", ["ranking_full"])
-    slow = means(slow_full_ranking(ready, 10, [ready.parts.observed, ready.parts.valid]))
+    observed = ready.parts.observed
+    aside = [part for part in (observed.finetune, observed.unused) if part is not None]
+    assert len(aside) == (keys.get("split_protocol") in ("warm_start", "cold_start_items"))
+    slow = means(slow_full_ranking(ready, 10, [observed, ready.parts.valid, *aside]))
     assert_ranking(found.metrics["ranking_full"], slow, 10)
 
 
@@ -241,10 +244,10 @@ def test_a_click_model_has_no_ratings(prepare):
 
 
 def test_score_names_the_metrics_there_are(prepare):
-    ready = prepare("BPR", valid_metric="RMSE")
+    ready = prepare("MF", valid_metric="RMSE")
     model = Table(ready.scores)
     model.predicts_ratings = False
-    with pytest.raises(ValueError, match="valid_metric: 'RMSE' has no value for BPR"):
+    with pytest.raises(ValueError, match="valid_metric: 'RMSE' has no value for MF"):
         ready.evaluator.score(model)
 
 
