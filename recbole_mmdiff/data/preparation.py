@@ -99,8 +99,9 @@ def _check_ratings(config, observed: Dataset) -> None:
     """A rating model finds ratings in every domain that it learns from."""
     if not getattr(config.model_class, "predicts_ratings", False):
         return
-    domains = [observed, *([observed.source] if config.model_class.needs_source else [])]
-    for dataset in domains:
+    cls = config.model_class
+    reads_source = config.cross_domain and (cls.needs_source or cls.uses_source)
+    for dataset in [observed, *([observed.source] if reads_source else [])]:
         if dataset.ratings is None:
             raise DataError(
                 f"{dataset.dataset_name}: {config['model']} learns ratings, but the column "

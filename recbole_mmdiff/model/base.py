@@ -51,7 +51,8 @@ class StagedRecommender(GeneralRecommender):
 
     Attributes:
         citation: the paper, as the model's page prints it.
-        needs_source: whether it transfers from a source domain.
+        needs_source: whether it transfers from a source domain and cannot do without.
+        uses_source: whether it reads the source domain's ratings where there is one.
         predicts_ratings: whether ``predict`` is on the scale of the ratings.
         domain_view, domain_views: the view of the data that it is trained on by default, and
             those that it can be trained on (``target``, ``merged``).
@@ -62,6 +63,7 @@ class StagedRecommender(GeneralRecommender):
     input_type = InputType.POINTWISE
     citation = ""
     needs_source = False
+    uses_source = False
     predicts_ratings = True
     domain_view = "target"
     domain_views = ("target", "merged")

@@ -20,6 +20,7 @@ class Bias(StagedRecommender):
 
     citation = "Koren: Factor in the Neighbors. TKDD 4(1), 2010, section 2.1 (baseline estimates)."
 
+    uses_source = True
     domain_views = ("target",)
 
     def __init__(self, config, dataset):
