@@ -380,3 +380,9 @@ def _without_kmeans(module: ModuleType) -> Any:
 def _without_anomaly_detection(module: ModuleType) -> None:
     """Importing any sequential model turns autograd's slow anomaly detection on for all (SINE)."""
     module.torch.autograd.set_detect_anomaly(False)
+
+
+@_patch(13, r"trainer\.trainer", torch=(2, 4))
+def _current_grad_scaler(module: ModuleType) -> None:
+    """torch warns at every epoch that torch.cuda.amp.GradScaler has another name now."""
+    module.amp = Namespace(module.amp, GradScaler=partial(module.torch.amp.GradScaler, "cuda"))

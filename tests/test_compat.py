@@ -466,3 +466,8 @@ def test_no_use_in_recbole_is_forgotten():
 def test_12_sequential_models_do_not_turn_anomaly_detection_on():
     importlib.import_module("recbole.model.sequential_recommender")
     assert not torch.is_anomaly_enabled()
+
+
+def test_13_training_does_not_warn_of_the_old_grad_scaler(config, recwarn):
+    train(config())
+    assert not [warning for warning in recwarn if "GradScaler" in str(warning.message)]
