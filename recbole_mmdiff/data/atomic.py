@@ -70,8 +70,9 @@ def read_atomic(path: Path, wanted: set[str] | None, required: set[str], separat
               "category" if c.name in categories else str for c in chosen}
     options = {"sep": separator, "header": 0, "names": [c.name for c in columns],
                "usecols": [c.name for c in chosen], "encoding": encoding,
-               "quoting": csv.QUOTE_NONE, "float_precision": "round_trip",
-               "keep_default_na": False, "na_values": [""]}
+               "quoting": csv.QUOTE_NONE, "keep_default_na": False, "na_values": [""]}
+    if len(separator.encode("utf-8")) == 1:     # pandas' other parser is exact anyway
+        options["float_precision"] = "round_trip"
     try:
         frame = pd.read_csv(io.BytesIO(content), dtype=dtypes, **options)
     except UnicodeDecodeError as error:
