@@ -1,6 +1,7 @@
 """The command line: ``recbole-mmdiff [run|check|doctor] --model=... --config ... --key=value``."""
 
 import argparse
+import os
 import sys
 
 from recbole_mmdiff.errors import ConfigError, DataError
@@ -44,10 +45,15 @@ def main(words: list[str] | None = None) -> int:
 
     try:
         options, rest = parse(sys.argv[1:] if words is None else words)
-        return _run_command(options, rest)
+        code = _run_command(options, rest)
+        sys.stdout.flush()
+        return code
     except (ConfigError, DataError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:     # The reader of a pipe, head say, has seen enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print("interrupted; --resume=DIR goes on with a run", file=sys.stderr)
         return 130
