@@ -4,12 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from recbole.utils import init_seed
 
 from recbole_mmdiff.config import Config
 from recbole_mmdiff.data.features import FeatureFile, find_modalities
-from recbole_mmdiff.data.preparation import Parts, prepare_parts
-from recbole_mmdiff.quick_start import make_default_data
+from recbole_mmdiff.data.preparation import Parts
+from recbole_mmdiff.quick_start import prepare_data
 
 
 def check(model=None, dataset=None, config_files=(), overrides=None) -> str:
@@ -20,11 +19,9 @@ def check(model=None, dataset=None, config_files=(), overrides=None) -> str:
     """
     # The data do not depend on the model: any that takes both views and needs no ratings will do.
     config = Config(model or "BPR", dataset, list(config_files), overrides=overrides)
-    make_default_data(config)
-    init_seed(config["seed"], config["reproducibility"])
     if model is None:
         config["positive_rating"] = float("-inf")
-    parts = prepare_parts(config)
+    parts = prepare_data(config)
     if not config.cross_domain:
         return "\n".join([_domain_line("data set", parts.test, _totals(parts)),
                           *_split_lines(parts)])
@@ -62,7 +59,6 @@ def _features(dataset) -> list[str]:
 def _split_lines(parts: Parts) -> list[str]:
     observed = parts.observed
     lines = [f"split {observed.config['split_protocol']}:"]
-    aside = [(name, getattr(observed, name, None)) for name in ("finetune", "unused")]
     warm_users = np.unique(observed.inter_feat[observed.uid_field].numpy())
     warm_items = np.unique(observed.inter_feat[observed.iid_field].numpy())
     for name, part in (("train", observed), ("valid", parts.valid), ("test", parts.test)):
@@ -73,5 +69,5 @@ def _split_lines(parts: Parts) -> list[str]:
             f"{len(np.setdiff1d(items, warm_items)):,} cold items")
         lines.append(f"  {name}: {len(part):,} interactions of {len(users):,} users on "
                      f"{len(items):,} items{cold}")
-    lines += [f"  {name}: {len(part):,} interactions" for name, part in aside if part is not None]
+    lines += [f"  {name}: {len(part):,} interactions" for name, part in parts.aside.items()]
     return lines

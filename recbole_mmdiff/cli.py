@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 
-from recbole_mmdiff.errors import ConfigError, DataError
+from recbole_mmdiff.errors import CheckpointError, ConfigError, DataError
 
 DESCRIPTION = """\
 Train and evaluate recommenders of RecBole and recbole_mmdiff.
@@ -41,8 +41,6 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 def main(words: list[str] | None = None) -> int:
     """Run a command; 0 when it succeeded, 2 after a mistake of the user's, told in one line."""
-    from recbole_mmdiff.storage import CheckpointError
-
     try:
         options, rest = parse(sys.argv[1:] if words is None else words)
         code = _run_command(options, rest)

@@ -1,4 +1,4 @@
-"""The two kinds of mistakes that users are told about without a traceback."""
+"""The kinds of mistakes that users are told about without a traceback."""
 
 import difflib
 from collections.abc import Iterable
@@ -10,6 +10,10 @@ class ConfigError(ValueError):
 
 class DataError(ValueError):
     """A file or a data set that cannot be used; the message names file, line and column."""
+
+
+class CheckpointError(ValueError):
+    """A state that cannot be stored, or a file that cannot be read back safely."""
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

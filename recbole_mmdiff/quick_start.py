@@ -15,7 +15,7 @@ from recbole.data.transform import construct_transform
 from recbole.utils import init_seed
 
 from dataset_prep import ml100k
-from recbole_mmdiff.config import Config
+from recbole_mmdiff.config import DOMAINS, Config
 from recbole_mmdiff.config.sources import read_yaml
 from recbole_mmdiff.data.preparation import Parts, prepare_parts
 from recbole_mmdiff.data.splits import SavedSplit
@@ -64,8 +64,7 @@ def run(model=None, dataset=None, config_files=(), config_dict=None, overrides=N
         raise ConfigError(f"--resume: {folder} is finished, its results are in {folder / METRICS}")
     if resume is not None:
         _refuse_changes(config, folder / CONFIG)
-    make_default_data(config)
-    parts = _prepare(config)
+    parts = prepare_data(config)
     if resume is not None:
         _refuse_another_split(parts, folder)
     model = build_model(config, parts)
@@ -123,15 +122,12 @@ def _run_folder(config, output, resume) -> Path:
     return folder
 
 
-def make_default_data(config) -> None:
-    """Make the embedded default domains if this run uses them and they are not there yet."""
-    names = {config.for_domain(domain)["dataset"] for domain in
-             ("source_domain", "target_domain")} if config.cross_domain else {config["dataset"]}
+def prepare_data(config) -> Parts:
+    """The parts of a configuration's data; makes the embedded default domains on their first use."""
+    names = {config.for_domain(domain)["dataset"] for domain in DOMAINS} \
+        if config.cross_domain else {config["dataset"]}
     if names & {ml100k.SOURCE, ml100k.TARGET}:
         ml100k.ensure(Path(config.data_root))
-
-
-def _prepare(config) -> Parts:
     init_seed(config["seed"], config["reproducibility"])
     return prepare_parts(config)
 
@@ -158,9 +154,9 @@ def _train_and_evaluate(config, parts: Parts, model, folder: Path, resume: bool)
                 len(parts.observed), len(parts.valid), len(parts.test))
     for line in config.without_effect():
         logger.warning(line)
-    if getattr(parts.observed, "finetune", None) is not None:
+    if "finetune" in parts.aside:
         logger.warning("warm_start: %d interactions are set aside for fine-tuning, which %s does not "
-                       "do: its test users are cold", len(parts.observed.finetune), config["model"])
+                       "do: its test users are cold", len(parts.aside["finetune"]), config["model"])
     evaluator = Evaluator(config, parts)
     trainer = make_trainer(config, model, evaluator, folder / CHECKPOINT)
     started = perf_counter()
@@ -232,8 +228,7 @@ def load_run(folder: str | Path, checkpoint: str | Path | None = None) -> Run:
     """
     folder = Path(folder)
     config = Config(config_file_list=[_file_of_run(folder, CONFIG)])
-    make_default_data(config)
-    parts = _prepare(config)
+    parts = prepare_data(config)
     model = build_model(config, parts)
     path = Path(checkpoint) if checkpoint else _file_of_run(folder, CHECKPOINT)
     load_checkpoint(path, config, model)

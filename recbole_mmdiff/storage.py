@@ -17,16 +17,13 @@ import numpy as np
 import torch
 from scipy import sparse
 
+from recbole_mmdiff.errors import CheckpointError
 from recbole_mmdiff.files import write_atomically
 
 TAG = "__plain__"
 """Key that marks a dictionary standing for a value of another type; its value names the type."""
 
 _SCALARS = (type(None), bool, int, float, complex, str, torch.dtype)
-
-
-class CheckpointError(ValueError):
-    """A state that cannot be stored, or a file that cannot be read back safely."""
 
 
 def to_plain(obj: Any, where: str = "state") -> Any:

@@ -1,10 +1,12 @@
 """The command line: what it takes, what it prints, how it fails."""
 
 import shutil
+import subprocess
+import sys
 
 import pytest
 import yaml
-from running import run_keys
+from running import SINGLE, run_keys
 
 from recbole_mmdiff import cli
 from recbole_mmdiff.errors import ConfigError
@@ -112,3 +114,18 @@ def test_words_are_keys_unless_they_are_options():
     assert rest == ["--seed=1"]
     with pytest.raises(ConfigError):
         cli.parse(["nonsense"])
+
+
+def test_help_waits_for_neither_torch_nor_recbole():
+    code = ("import sys\nfrom recbole_mmdiff.cli import main\n"
+            "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+            "assert not {'torch', 'recbole', 'pandas'} & set(sys.modules)")
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_keys_of_recboles_caches_are_named_as_without_effect(tiny_config, tmp_path):
+    keys = {**tiny_config("BPR", epochs=1), **SINGLE, "save_dataset": True, "eval_batch_size": 7}
+    run_keys(keys, tmp_path / "run")
+    log = (tmp_path / "run" / "train.log").read_text()
+    assert "save_dataset has no effect" in log and "eval_batch_size has no effect" in log
+    assert not list(tmp_path.rglob("*Dataset.pth"))

@@ -150,6 +150,8 @@ class Config(RecBoleConfig):
         final["model"], final["dataset"] = self.model, self.dataset
         self.run_dict = {key: value for key, value in final.items() if key != "MODEL_TYPE"}
         self.run_dict = _with_absolute_paths(self.run_dict)
+        if final["split_seed"] is None:
+            final["split_seed"] = final["seed"]
         self._separate_metrics()
         if final["MODEL_TYPE"] == ModelType.SEQUENTIAL:
             final["repeatable"] = True
@@ -275,12 +277,10 @@ class Config(RecBoleConfig):
     def without_effect(self) -> list[str]:
         """One line for every key that was set by hand, is RecBole's, and does nothing here."""
         instead = {"eval_batch_size": "eval_chunk_elements bounds the memory of an evaluation"}
-        if self.cross_domain:
-            kept = "two domains are read anew at each run"
-            instead |= dict.fromkeys(
-                ("save_dataset", "dataset_save_path", "save_dataloaders", "dataloaders_save_path"),
-                kept)
-        else:
+        instead |= dict.fromkeys(
+            ("save_dataset", "dataset_save_path", "save_dataloaders", "dataloaders_save_path"),
+            "data are read anew at each run, which takes less than RecBole's pickles save")
+        if not self.cross_domain:
             instead["positive_rating"] = "in one domain set threshold"
         return [f"{key} has no effect: {reason}" for key, reason in instead.items()
                 if key in self.origin]

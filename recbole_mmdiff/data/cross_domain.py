@@ -37,7 +37,7 @@ class CrossDomainDataset(DomainDataset):
     def __init__(self, config):
         super().__init__(config.for_domain("target_domain"))
         self.source = DomainDataset(config.for_domain("source_domain"))
-        self.split_seed = config["seed"] if config["split_seed"] is None else config["split_seed"]
+        self.split_seed = config["split_seed"]
         self._saved = None
         if config["split_file"]:
             self._saved = splits.SavedSplit.load(Path(config["split_file"]))
@@ -133,7 +133,7 @@ class CrossDomainDataset(DomainDataset):
         if self._saved is not None:
             return self._saved.parts(*_row_tokens(self), Path(self.config["split_file"]))
         if protocol == "benchmark":
-            return self._benchmark_parts()
+            return labels_to_parts(self).numpy()
         time = self.inter_feat[self.time_field].numpy() if self.time_field in self.inter_feat \
             else None
         overlap = np.arange(len(user_tokens) - 1) < self.num_overlap
@@ -142,12 +142,6 @@ class CrossDomainDataset(DomainDataset):
         if protocol == "cold_start_items":
             ratios += [self.config["test_item_ratio"], self.config["valid_item_ratio"]]
         return getattr(splits, protocol)(rows, self.split_seed, *ratios)
-
-    def _benchmark_parts(self) -> np.ndarray:
-        if "x_label" not in self.inter_feat:
-            raise DataError("split_protocol benchmark needs benchmark_filename, or a column "
-                            "x_label:float (0 train, 1 valid, 2 test) that load_col names")
-        return labels_to_parts(self.inter_feat["x_label"], self.dataset_name).numpy()
 
     def _to_save(self, parts, sources, protocol) -> splits.SavedSplit:
         """What ``split.npz`` of a run folder holds."""

@@ -11,9 +11,8 @@ from recbole.data.interaction import Interaction
 from recbole.utils import FeatureSource, FeatureType
 
 from recbole_mmdiff.data.atomic import read_atomic, read_header
+from recbole_mmdiff.data.features import PAD_TOKEN
 from recbole_mmdiff.errors import DataError
-
-PAD = "[PAD]"
 
 
 class StrictDataset:
@@ -131,15 +130,19 @@ def select(dataset: Dataset, rows: torch.Tensor | np.ndarray) -> Dataset:
     return dataset.copy(Interaction({k: dataset.inter_feat[k][rows] for k in dataset.inter_feat}))
 
 
-def labels_to_parts(label: torch.Tensor, name: str) -> torch.Tensor:
-    """Column ``x_label`` as part codes (n,): 0 train, 1 valid, 2 test.
+def labels_to_parts(dataset: Dataset) -> torch.Tensor:
+    """Column ``x_label`` (MMRec's files) as part codes (n,): 0 train, 1 valid, 2 test.
 
     Raises:
-        DataError: another value.
+        DataError: no such column, or another value.
     """
+    if "x_label" not in dataset.inter_feat:
+        raise DataError("split_protocol benchmark needs benchmark_filename, or a column "
+                        "x_label:float (0 train, 1 valid, 2 test) that load_col names")
+    label = dataset.inter_feat["x_label"]
     other = ~torch.isin(label, torch.arange(3.0))
     if other.any():
-        raise DataError(f"data set {name!r}: x_label is {label[other][0].item():g} in "
+        raise DataError(f"data set {dataset.dataset_name!r}: x_label is {label[other][0].item():g} in "
                         f"{int(other.sum())} rows; 0 (train), 1 (valid) and 2 (test) are known")
     return label.long()
 
@@ -229,7 +232,7 @@ class DomainDataset(StrictDataset, Dataset):
             user_tokens: the token of every user id, [PAD] first; '' where an id belongs to a user
                 of the other domain only.
         """
-        items = np.concatenate([[PAD], self.tokens(self.iid_field)])
+        items = np.concatenate([[PAD_TOKEN], self.tokens(self.iid_field)])
         self._vocabularies = {self.uid_field: user_tokens, self.iid_field: items}
         self._remap_ID_all()
         del self._vocabularies

@@ -63,7 +63,7 @@ class StageLoader(AbstractDataLoader):
         self.epoch = epoch
 
     def __iter__(self):
-        generator = torch.Generator().manual_seed(fold_in(self.seed, self.epoch) % 2**63)
+        generator = torch.Generator().manual_seed(fold_in(self.seed, self.epoch))
         order = torch.randperm(self.sample_size, generator=generator)
         for index in order.split(self.rows_per_batch):
             yield self.collate_fn(index)

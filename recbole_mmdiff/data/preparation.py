@@ -4,7 +4,6 @@ import importlib
 from dataclasses import dataclass
 
 import torch
-from recbole.data import create_dataset as create_pickled_dataset
 from recbole.data.dataset import Dataset
 from recbole.data.utils import get_dataloader
 from recbole.sampler import KGSampler, RepeatableSampler, Sampler
@@ -32,14 +31,17 @@ class Parts:
     test: Dataset
     observed: Dataset
 
+    @property
+    def aside(self) -> dict[str, Dataset]:
+        """The target rows that the split gives to no part: ``finetune`` and ``unused``, if any."""
+        found = {name: getattr(self.observed, name, None) for name in ("finetune", "unused")}
+        return {name: part for name, part in found.items() if part is not None}
+
 
 def create_dataset(config) -> Dataset:
     """The cross-domain data set, or RecBole's class for the model with strict reading."""
     if config.cross_domain:
         return CrossDomainDataset(config)
-    if config["save_dataset"] or config["dataset_save_path"]:
-        # RecBole's own cache is a pickle: used only when these keys ask for it by name.
-        return create_pickled_dataset(config)
     module = importlib.import_module("recbole.data.dataset")
     name = _DATASET_OF_TYPE.get(config["MODEL_TYPE"], "Dataset")
     base = getattr(module, f"{config['model']}Dataset", getattr(module, name))
@@ -58,14 +60,9 @@ class SingleDomain(StrictDataset):
         """As RecBole splits, or by ``x_label`` (0 train, 1 valid, 2 test: MMRec's files)."""
         protocol = one_of("split_protocol", self.config["split_protocol"], ("ratio", "benchmark"))
         if protocol == "ratio" or self.benchmark_filename_list is not None:
-            seed = self.config["seed"] if self.config["split_seed"] is None \
-                else self.config["split_seed"]
-            return split_by_recbole(super().build, seed)
-        if "x_label" not in self.field2type:
-            raise DataError("split_protocol benchmark needs benchmark_filename, or a column "
-                            "x_label:float (0 train, 1 valid, 2 test) that load_col names")
+            return split_by_recbole(super().build, self.config["split_seed"])
         self._change_feat_format()
-        part = labels_to_parts(self.inter_feat["x_label"], self.dataset_name)
+        part = labels_to_parts(self)
         check_parts(part.numpy(), protocol)
         return [select(self, part == code) for code in range(3)]
 

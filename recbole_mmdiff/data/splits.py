@@ -164,7 +164,7 @@ class SavedSplit:
     def equals(self, other: "SavedSplit") -> bool:
         """Whether both say the same, array by array."""
         return all(np.array_equal(getattr(self, name), getattr(other, name))
-                   for name in self.__dataclass_fields__)
+                   for name in (f.name for f in fields(self)))
 
     @classmethod
     def load(cls, path: Path) -> "SavedSplit":

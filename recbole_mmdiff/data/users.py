@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from recbole_mmdiff.data.domain import PAD
+from recbole_mmdiff.data.features import PAD_TOKEN
 from recbole_mmdiff.data.splits import choose
 from recbole_mmdiff.errors import DataError, one_of
 
@@ -30,8 +30,8 @@ class UserVocabulary:
         target_only = np.setdiff1d(target, links[:, 1])
         source_only = np.setdiff1d(source, links[:, 0])
         return cls(
-            target=np.concatenate([[PAD], links[:, 1], target_only]),
-            source=np.concatenate([[PAD], links[:, 0], np.full(len(target_only), ""),
+            target=np.concatenate([[PAD_TOKEN], links[:, 1], target_only]),
+            source=np.concatenate([[PAD_TOKEN], links[:, 0], np.full(len(target_only), ""),
                                    source_only]),
             num_overlap=len(links))
 

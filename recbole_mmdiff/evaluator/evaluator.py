@@ -59,7 +59,7 @@ class Evaluator:
         self.warm_items = torch.bincount(items, minlength=parts.test.item_num) > 0
         self.ranking_metrics = RankingMetrics(
             config, Counter(items.tolist()), parts.test.item_num, parts.test.user_num)
-        self._seen: dict[str, KnownItems] = {}
+        self._prepared: dict[tuple[str, str], tuple[Requests, np.ndarray]] = {}
 
     def score(self, model, phase: str = "valid") -> tuple[float, dict]:
         """The value of ``valid_metric`` and the pass that it belongs to, for early stopping."""
@@ -168,13 +168,12 @@ class Evaluator:
     # ---- full ranking --------------------------------------------------------------------------
 
     def _ranking(self, name, evaluation, model, part, phase, by_group) -> None:
-        requests, users = self._requests(part, phase, model.device)
+        if (name, phase) not in self._prepared:
+            self._prepared[name, phase] = self._requests(name, part, phase, model.device)
+        requests, users = self._prepared[name, phase]
         if not len(requests.rows):
             evaluation.metrics[name] = None
             return
-        mode = self.config["eval_args"]["mode"][phase]
-        if name == "ranking_sampled" and SAMPLED_MODE.fullmatch(mode):
-            requests.sampled = self._candidates(mode, phase, requests).to(model.device)
         ranking = full_ranking(model, requests, max(self.config["topk"]),
                                self.config["eval_chunk_elements"], self.ranking_metrics.mean_ranks)
         values = self.ranking_metrics.per_request(ranking)
@@ -184,22 +183,18 @@ class Evaluator:
             self._by_item_group(evaluation, name, ranking, requests)
             self._keep(evaluation, name, users, values)
 
-    def _candidates(self, mode, phase, requests) -> KnownItems:
+    def _candidates(self, mode, phase, part, positives, users) -> KnownItems:
         """The sampled candidates of a phase: drawn once from the run's seed, outside of all that
         the user is known to have rated by then."""
-        known = [*self._observed_and_aside(), self.parts.valid]
+        known = [self.parts.observed, *self.parts.aside.values(), self.parts.valid]
         if phase == "test":
             known.append(self.parts.test)
-        part = getattr(self.parts, phase)
         pairs = KnownItems(*seen_pairs(*known), part.user_num, part.num_candidates)
-        positives = requests.positives
-        return sampled_candidates(
-            mode, KnownItems(positives.users.cpu(), positives.items.cpu(), len(requests.rows),
-                             part.item_num),
-            requests.rows[self.uid].cpu(), pairs, self.parts.observed.inter_feat[self.iid],
-            fold_in(self.config["seed"], ("valid", "test").index(phase)))
+        return sampled_candidates(mode, positives, users, pairs,
+                                  self.parts.observed.inter_feat[self.iid],
+                                  fold_in(self.config["seed"], ("valid", "test").index(phase)))
 
-    def _requests(self, part, phase, device) -> tuple[Requests, np.ndarray]:
+    def _requests(self, name, part, phase, device) -> tuple[Requests, np.ndarray]:
         """One request for every user with a positive row (for every row of sequences)."""
         features = part.get_item_feature()
         if self.sequential:
@@ -213,8 +208,11 @@ class Evaluator:
             rows = part.join(Interaction({self.uid: users}))
             seen = self._seen_items(phase).to(device)
         positives = KnownItems(numbers, items, len(rows), part.item_num)
+        sampled, mode = None, self.config["eval_args"]["mode"][phase]
+        if name == "ranking_sampled" and SAMPLED_MODE.fullmatch(mode):
+            sampled = self._candidates(mode, phase, part, positives, users).to(device)
         return Requests(rows, positives.to(device), seen, self.uid, part.item_num,
-                        part.num_candidates, features.to(device)), users.numpy()
+                        part.num_candidates, features.to(device), sampled), users.numpy()
 
     @staticmethod
     def _positive(part) -> torch.Tensor:
@@ -225,20 +223,13 @@ class Evaluator:
         return part.inter_feat[label] > 0 if label in part.inter_feat \
             else torch.ones(len(part), dtype=torch.bool)
 
-    def _observed_and_aside(self) -> list:
-        """The training rows, and those that the split gives to no part: known, not recommended."""
-        observed = self.parts.observed
-        aside = [getattr(observed, name, None) for name in ("finetune", "unused")]
-        return [observed, *(part for part in aside if part is not None)]
-
     def _seen_items(self, phase: str) -> KnownItems:
-        if phase not in self._seen:
-            parts = self._observed_and_aside()
-            if phase == "test" and self.config["mask_valid_items"]:
-                parts.append(self.parts.valid)
-            self._seen[phase] = KnownItems(*seen_pairs(*parts), self.parts.test.user_num,
-                                           self.parts.test.item_num)
-        return self._seen[phase]
+        """What a ranking leaves out: training rows, those that the split gives to no part, and in
+        the test the validation rows."""
+        parts = [self.parts.observed, *self.parts.aside.values()]
+        if phase == "test" and self.config["mask_valid_items"]:
+            parts.append(self.parts.valid)
+        return KnownItems(*seen_pairs(*parts), self.parts.test.user_num, self.parts.test.item_num)
 
     # ---- groups and users ----------------------------------------------------------------------
 

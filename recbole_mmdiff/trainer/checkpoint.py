@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from recbole_mmdiff.storage import CheckpointError, load_plain, save_plain
+from recbole_mmdiff.errors import CheckpointError
+from recbole_mmdiff.storage import load_plain, save_plain
 
 FORMAT = 1
 
