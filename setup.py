@@ -8,14 +8,16 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "([^"]+)"',
                     (ROOT / "recbole_mmdiff" / "__init__.py").read_text()).group(1)
-PROPERTIES = ["*.yaml", "model/*.yaml", "dataset/*.yaml", "paper/*.yaml"]
+PROPERTIES = ["*.yaml", "model/*.yaml", "dataset/*.yaml", "paper/*.yaml", "plain/*.yaml",
+              "compare/*.yaml"]
 
 EXTRAS = {
     "features": ["transformers", "sentence-transformers", "pillow"],
     "prep": ["polars"],
     "viz": ["matplotlib"],
     "tune": ["optuna"],
-    "test": ["pytest", "pytest-benchmark", "hypothesis", "diffusers", "POT", "ruff", "build"],
+    "test": ["pytest", "pytest-benchmark", "hypothesis", "diffusers", "POT", "ruff", "build",
+             "optuna", "matplotlib"],
 }
 
 setup(
@@ -38,6 +40,7 @@ setup(
         "pyyaml>=6.0",
         "scikit-learn>=1.2",
         "tqdm",
+        "filelock",
         # RecBole 1.2.0, the newest that pip can take on Python 3.12, imports these undeclared.
         'kmeans-pytorch; python_version >= "3.12"',
         'psutil; python_version >= "3.12"',

@@ -1,4 +1,4 @@
-"""The command line: ``recbole-mmdiff [run|check|doctor] --model=... --config ... --key=value``."""
+"""The command line: ``recbole-mmdiff [COMMAND] --model=... --config ... --key=value``."""
 
 import argparse
 import os
@@ -7,33 +7,48 @@ import sys
 from recbole_mmdiff.errors import CheckpointError, ConfigError, DataError
 
 DESCRIPTION = """\
-Train and evaluate recommenders of RecBole and recbole_mmdiff.
+Train, evaluate and compare recommenders of RecBole and recbole_mmdiff.
 
-  run     train and evaluate one model (the default command)
-  check   print what the data of a configuration hold
-  doctor  print versions, active patches, the device, and what is missing
+  run       train and evaluate one model (the default command)
+  compare   run the models, settings and seeds of a comparison file (--config), and write its report
+  report    write the tables, tests and pictures of a store of compare: report STORE
+  check     print what the data of a configuration hold
+  doctor    print versions, active patches, the device, and what is missing
 
 Every configuration key can be given as --key=value, nested ones as --source_domain.dataset=value.
 """
+COMMANDS = ("run", "compare", "report", "check", "doctor")
 
 
 def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """The command, its own options, and the words that are configuration keys."""
-    commands = ("run", "check", "doctor")
     command = "run"
     if words and not words[0].startswith("-"):
         command, words = words[0], words[1:]
-        if command not in commands:
-            raise ConfigError(f"command line: {command!r} is no command, use one of {commands}")
+        if command not in COMMANDS:
+            raise ConfigError(f"command line: {command!r} is no command, use one of {COMMANDS}")
     parser = argparse.ArgumentParser(
         prog="recbole-mmdiff", description=DESCRIPTION, allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="name of a model, ours or RecBole's")
-    parser.add_argument("--dataset", help="a data set, or a pair of domains")
-    parser.add_argument("--config", action="append", default=[], metavar="FILE",
-                        help="a YAML file; may be given several times, the last one wins")
-    parser.add_argument("--output", metavar="DIR", help="run folder")
-    parser.add_argument("--resume", metavar="DIR", help="go on with the run in this folder")
+    add = parser.add_argument
+    add("--output", metavar="DIR", help="run folder, results store, or folder of the report")
+    if command in ("run", "check", "compare", "doctor"):
+        add("--config", action="append", default=[], metavar="FILE",
+            help="a YAML file; may be given several times, the last one wins")
+    if command in ("run", "check", "doctor"):
+        add("--model", help="name of a model, ours or RecBole's")
+        add("--dataset", help="a data set, or a pair of domains")
+        add("--resume", metavar="DIR", help="go on with the run in this folder")
+    if command == "compare":
+        add("--workers", type=int, default=1, metavar="N", help="cells at once")
+        add("--threads", type=int, default=1, metavar="N", help="threads of each cell")
+        add("--executor", default="processes", help="processes (of this machine) or ray")
+        add("--gpus", type=int, default=0, metavar="N", help="GPUs of this machine, cells in turn")
+    if command == "report":
+        add("store", metavar="STORE", help="the results store that compare wrote")
+    if command in ("compare", "report"):
+        add("--rows", default="settings", help="rows of the tables: settings or models")
+        add("--no-plots", action="store_true", help="tables and tests alone")
     options, rest = parser.parse_known_args(words)
     options.command = command
     return options, rest
@@ -53,7 +68,8 @@ def main(words: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        print("interrupted; --resume=DIR goes on with a run", file=sys.stderr)
+        print("interrupted; --resume=DIR goes on with a run, and compare with its store",
+              file=sys.stderr)
         return 130
 
 
@@ -62,9 +78,15 @@ def _run_command(options: argparse.Namespace, rest: list[str]) -> int:
         from recbole_mmdiff import doctor
 
         return doctor.main()
+    if options.command == "report":
+        if rest:
+            raise ConfigError(f"report: {rest[0]!r} is not known")
+        return _report(options.store, options)
     # Imported here: RecBole and torch take seconds that --help and mistakes need not wait for.
     from recbole_mmdiff.config import find_config_file, parse_overrides
 
+    if options.command == "compare":
+        return _compare(options, parse_overrides(rest))
     files = [find_config_file(name) for name in options.config]
     arguments = {"model": options.model, "dataset": options.dataset, "config_files": files,
                  "overrides": parse_overrides(rest)}
@@ -80,6 +102,33 @@ def _run_command(options: argparse.Namespace, rest: list[str]) -> int:
     print(format_metrics(finished.metrics["test"]))
     print(f"run folder: {finished.folder}")
     return 0
+
+
+def _compare(options: argparse.Namespace, overrides: dict) -> int:
+    from recbole_mmdiff.compare import compare
+
+    if len(options.config) != 1:
+        raise ConfigError("compare: give one comparison file, --config=FILE")
+    store = compare(options.config[0], options.output, overrides, options.workers, options.threads,
+                    options.executor, options.gpus)
+    options.output = None
+    return _report(store, options)
+
+
+def _report(store, options: argparse.Namespace) -> int:
+    """Write the report and print its tables; 1 if a cell failed."""
+    from recbole_mmdiff.report import Results, format_table, write_report
+
+    paths = write_report(store, options.output, rows=options.rows, plots=not options.no_plots)
+    results = Results.load(store)
+    for table in results.plan.tables:
+        print(format_table(results, table, rows=options.rows))
+    print(f"report: {paths[0].parent}")
+    failed = [cell for cell in results.plan.cells if results.state(cell) == "failed"]
+    for cell in failed:
+        print(f"failed: {cell.model}, {cell.setting}, {cell.table}, seed {cell.seed}: see "
+              f"{store}/{cell.folder}/error.json", file=sys.stderr)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """Files that are never half written; needs nothing but Python."""
 
+import json
+import math
 import os
 import secrets
 from collections.abc import Iterator
@@ -38,3 +40,19 @@ def _flush_to_disk(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def write_json(value, path: str | os.PathLike) -> None:
+    """Write plain values as JSON, atomically; numbers that are not finite become null."""
+    text = json.dumps(_finite(value), indent=1, ensure_ascii=False)
+    with write_atomically(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _finite(value):
+    """JSON has no NaN: a value that does not exist is null."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import math
 import sys
 from dataclasses import dataclass
 from datetime import datetime
@@ -21,7 +20,7 @@ from recbole_mmdiff.data.preparation import Parts, prepare_parts
 from recbole_mmdiff.data.splits import SavedSplit
 from recbole_mmdiff.errors import ConfigError, DataError
 from recbole_mmdiff.evaluator import Evaluation, Evaluator
-from recbole_mmdiff.files import write_atomically
+from recbole_mmdiff.files import write_atomically, write_json
 from recbole_mmdiff.trainer import make_trainer
 from recbole_mmdiff.trainer.checkpoint import load_checkpoint
 
@@ -45,13 +44,16 @@ class Run:
 
 
 def run(model=None, dataset=None, config_files=(), config_dict=None, overrides=None,
-        output: str | Path | None = None, resume: str | Path | None = None) -> Run:
+        output: str | Path | None = None, resume: str | Path | None = None,
+        test: bool = True, console: bool = True) -> Run:
     """Train and evaluate one model.
 
     Args:
         model, dataset, config_files, config_dict, overrides: as in ``Config``.
         output: the run folder; must not hold another run.
         resume: the folder of a run to go on with; its ``config.yaml`` is the configuration.
+        test: False leaves the test data alone (a trial of tuning): ``metrics.json`` has none then.
+        console: whether the log is shown, too.
 
     Raises:
         ConfigError, DataError, CheckpointError: what is wrong, and what to do.
@@ -70,11 +72,12 @@ def run(model=None, dataset=None, config_files=(), config_dict=None, overrides=N
     model = build_model(config, parts)
     # The folder appears only now: a mistake in keys or data leaves nothing behind.
     folder.mkdir(parents=True, exist_ok=True)
-    handlers = _log_to(folder, config)
+    handlers = _log_to(folder, config, console)
     try:
-        return _train_and_evaluate(config, parts, model, folder, resume is not None)
+        return _train_and_evaluate(config, parts, model, folder, resume is not None, test)
     except Exception as error:
-        logging.getLogger().removeHandler(handlers[-1])  # The caller shows it on the console.
+        if console:
+            logging.getLogger().removeHandler(handlers[-1])  # The caller shows it on the console.
         logging.getLogger().error("%s: %s", type(error).__name__, error)
         raise
     finally:
@@ -122,12 +125,17 @@ def _run_folder(config, output, resume) -> Path:
     return folder
 
 
-def prepare_data(config) -> Parts:
-    """The parts of a configuration's data; makes the embedded default domains on their first use."""
+def ensure_default_data(config) -> None:
+    """Make the embedded default domains if the configuration names one and it is not there yet."""
     names = {config.for_domain(domain)["dataset"] for domain in DOMAINS} \
         if config.cross_domain else {config["dataset"]}
     if names & {ml100k.SOURCE, ml100k.TARGET}:
         ml100k.ensure(Path(config.data_root))
+
+
+def prepare_data(config) -> Parts:
+    """The parts of a configuration's data; makes the embedded default domains on their first use."""
+    ensure_default_data(config)
     init_seed(config["seed"], config["reproducibility"])
     return prepare_parts(config)
 
@@ -139,7 +147,8 @@ def build_model(config, parts: Parts) -> torch.nn.Module:
     return config.model_class(config, parts.train).to(config["device"])
 
 
-def _train_and_evaluate(config, parts: Parts, model, folder: Path, resume: bool) -> Run:
+def _train_and_evaluate(config, parts: Parts, model, folder: Path, resume: bool,
+                        with_test: bool) -> Run:
     logger = logging.getLogger()
     if not resume:
         # The split first: a folder with a configuration can be resumed, and compares it.
@@ -154,9 +163,11 @@ def _train_and_evaluate(config, parts: Parts, model, folder: Path, resume: bool)
                 len(parts.observed), len(parts.valid), len(parts.test))
     for line in config.without_effect():
         logger.warning(line)
-    if "finetune" in parts.aside:
-        logger.warning("warm_start: %d interactions are set aside for fine-tuning, which %s does not "
-                       "do: its test users are cold", len(parts.aside["finetune"]), config["model"])
+    if "finetune" in parts.aside and not (config["finetune_epochs"]
+                                          and hasattr(model, "finetuning_stage")):
+        logger.warning("warm_start: %d interactions are set aside for fine-tuning, which is not done "
+                       "(finetune_epochs is 0, or %s cannot): test users are cold",
+                       len(parts.aside["finetune"]), config["model"])
     evaluator = Evaluator(config, parts)
     trainer = make_trainer(config, model, evaluator, folder / CHECKPOINT)
     started = perf_counter()
@@ -164,35 +175,35 @@ def _train_and_evaluate(config, parts: Parts, model, folder: Path, resume: bool)
     trainer.fit(parts, show_progress=config["show_progress"], resume=going_on)
     trained = perf_counter()
     valid = evaluator.evaluate(model, "valid")
-    test = evaluator.evaluate(model, "test", by_group=True)
+    test = evaluator.evaluate(model, "test", by_group=True) if with_test else Evaluation()
     progress = getattr(trainer, "progress", None)
+    history = progress.history if progress else []
     metrics = {
         "model": config["model"], "dataset": config["dataset"], "seed": config["seed"],
         "valid": valid.metrics, "test": test.metrics, "groups": test.groups,
         "best_epoch": progress.best_epoch if progress else None,
-        "history": progress.history if progress else [],
+        "history": history,
         "seconds": {"training": progress.seconds if progress else trained - started,
-                    "evaluation": perf_counter() - trained}}
+                    "evaluation": perf_counter() - trained},
+        "throughput": {"training": _training_throughput(history), "evaluation": test.throughput}}
     _write_results(folder, config, metrics, test)
     logger.info("test results:\n%s", format_metrics(test.metrics))
     return Run(folder, metrics, model, parts, config)
+
+
+def _training_throughput(history: list[dict]) -> float | None:
+    """Samples a second in the epochs of the last stage before fine-tuning, validation apart."""
+    stages = [entry["stage"] for entry in history if entry["stage"] != "finetune"]
+    epochs = [entry for entry in history if stages and entry["stage"] == stages[-1]]
+    seconds = sum(entry["seconds"] for entry in epochs)
+    return sum(entry["samples"] for entry in epochs) / seconds if seconds else None
 
 
 def _write_results(folder: Path, config, metrics: dict, test: Evaluation) -> None:
     if config["save_per_user"]:
         with write_atomically(folder / "per_user.npz") as temporary, open(temporary, "wb") as file:
             np.savez_compressed(file, **test.per_user)
-    with write_atomically(folder / METRICS) as temporary:
-        Path(temporary).write_text(json.dumps(_finite(metrics), indent=1), encoding="utf-8")
-
-
-def _finite(value):
-    """JSON has no NaN: a value that does not exist is null."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    write_json(metrics, folder / METRICS)
 
 
 def format_metrics(metrics: dict) -> str:
@@ -205,29 +216,37 @@ def format_metrics(metrics: dict) -> str:
     return "\n".join(lines)
 
 
-def _log_to(folder: Path, config) -> list[logging.Handler]:
+def _log_to(folder: Path, config, console: bool) -> list[logging.Handler]:
     """Log to the console and to ``train.log``, and have RecBole write into the run folder too."""
     config["checkpoint_dir"] = str(folder)
     to_file = logging.FileHandler(folder / LOG, encoding="utf-8")
     to_file.run_folder, to_file.tensorboard = str(folder), config["log_tensorboard"]
     to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    to_console = logging.StreamHandler(sys.stderr)
-    to_console.setFormatter(logging.Formatter("%(message)s"))
+    handlers = [to_file]
+    if console:
+        handlers.append(logging.StreamHandler(sys.stderr))
+        handlers[-1].setFormatter(logging.Formatter("%(message)s"))
     root = logging.getLogger()
     root.setLevel(str(config["state"] or "INFO").upper())
-    for handler in (to_file, to_console):
+    for handler in handlers:
         root.addHandler(handler)
-    return [to_file, to_console]
+    return handlers
 
 
-def load_run(folder: str | Path, checkpoint: str | Path | None = None) -> Run:
+def load_run(folder: str | Path, checkpoint: str | Path | None = None,
+             overrides: dict | None = None) -> Run:
     """A finished run with its data and its trained model, for further evaluation.
+
+    Args:
+        folder: of the run.
+        checkpoint: another file than the run's own.
+        overrides: keys to evaluate with, above the run's own.
 
     Raises:
         ConfigError, DataError, CheckpointError: as ``run``.
     """
     folder = Path(folder)
-    config = Config(config_file_list=[_file_of_run(folder, CONFIG)])
+    config = Config(config_file_list=[_file_of_run(folder, CONFIG)], overrides=overrides)
     parts = prepare_data(config)
     model = build_model(config, parts)
     path = Path(checkpoint) if checkpoint else _file_of_run(folder, CHECKPOINT)

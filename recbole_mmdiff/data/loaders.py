@@ -10,7 +10,8 @@ from recbole_mmdiff.errors import ConfigError, DataError, one_of
 from recbole_mmdiff.negatives import KnownItems
 
 #: what a stage may iterate: interactions, or users
-STAGE_DATA = ("target", "source", "overlap_ratings", "overlap_users", "side_users")
+STAGE_DATA = ("target", "source", "overlap_ratings", "overlap_users", "side_users", "finetune",
+              "both")
 SAMPLE_ID = "sample_id"
 
 
@@ -36,16 +37,7 @@ class StageLoader(AbstractDataLoader):
         self.sample_size, self.rows_per_batch = len(rows), batch_size
         self.negatives = negatives
         super().__init__(config, dataset, sampler=None, shuffle=True)
-        self.known = None
-        if negatives:
-            inter = dataset.inter_feat
-            self.known = KnownItems(inter[dataset.uid_field], inter[dataset.iid_field],
-                                    dataset.user_num, dataset.item_num)
-            full = self.known.counts >= dataset.item_num - 1
-            if full.any():
-                user = dataset.field2id_token[dataset.uid_field][int(full.nonzero()[0])]
-                raise DataError(f"train_neg_ratio: user {str(user)!r} has rated every item, so there "
-                                f"is no negative one; set it to 0 or filter such users")
+        self.known = _known_items(dataset, dataset.inter_feat) if negatives else None
 
     def _init_batch_size_and_step(self):
         self.step = self.rows_per_batch
@@ -86,6 +78,89 @@ class StageLoader(AbstractDataLoader):
         return {field: torch.cat([batch[field], copies[field]]) for field in batch}
 
 
+class BothDomainsLoader(StageLoader):
+    """Rows of both domains in step: a batch holds as many of each, an epoch is the larger domain.
+
+    Each domain has permutations of its own by (seed, epoch); the smaller one begins another as
+    often as it runs out, and a row that comes again in an epoch is a sample of its own. Columns of
+    the target keep their names, those of the source begin with ``source_``; ``neg_<item>`` and
+    ``source_neg_<item>`` (b, negatives) hold sampled items that the user has in no given row.
+
+    Args:
+        config: the run's configuration.
+        dataset: the target domain, with ``.source``.
+        rows: what is iterated of the target and of the source: Interactions of shape (n, ...).
+        batch_size: rows of each domain in a batch.
+        seed: of this stage.
+        negatives: sampled items for each row.
+    """
+
+    def __init__(self, config, dataset: Dataset, rows: tuple[Interaction, Interaction],
+                 batch_size: int, seed: int, negatives: int = 0):
+        super().__init__(config, dataset, max(rows, key=len), batch_size, seed)
+        self.negatives = negatives
+        known = [_known_items(domain, part) if negatives else None
+                 for domain, part in zip((dataset, dataset.source), rows, strict=True)]
+        self.sides = list(zip(("", "source_"), rows, known, strict=True))
+
+    def __iter__(self):
+        orders = [self._order(number, len(rows)) for number, (_, rows, _) in enumerate(self.sides)]
+        for samples in zip(*(order.split(self.rows_per_batch) for order in orders), strict=True):
+            yield self.collate_fn(samples)
+
+    def _order(self, number: int, count: int) -> torch.Tensor:
+        """The epoch's samples of a domain of ``count`` rows: sample s is row s % count."""
+        rounds = []
+        for again in range(-(-self.sample_size // count)):
+            generator = torch.Generator().manual_seed(
+                fold_in(self.seed, self.epoch, number, again))
+            rounds.append(torch.randperm(count, generator=generator) + again * count)
+        return torch.cat(rounds)[:self.sample_size]
+
+    def collate_fn(self, samples):
+        """The batch of these samples of the target and of the source."""
+        batch = {}
+        for number, (prefix, rows, known) in enumerate(self.sides):
+            sample = torch.as_tensor(samples[number])
+            batch |= {prefix + field: rows[field][sample % len(rows)] for field in rows}
+            batch[prefix + SAMPLE_ID] = sample
+            if known is not None:
+                uniforms = keyed_uniform(sample, self.negatives,
+                                         fold_in(self.seed, self.epoch, 2, number), torch.float64)
+                user = batch[prefix + self._dataset.uid_field]
+                batch[prefix + self.config["NEG_PREFIX"] + self._dataset.iid_field] = \
+                    known.sample_unknown(user, uniforms)
+        return Interaction(batch)
+
+
+def _known_items(dataset: Dataset, rows: Interaction) -> KnownItems:
+    known = KnownItems(rows[dataset.uid_field], rows[dataset.iid_field], dataset.user_num,
+                       dataset.item_num)
+    full = known.counts >= dataset.item_num - 1
+    if full.any():
+        user = dataset.field2id_token[dataset.uid_field][int(full.nonzero()[0])]
+        raise DataError(f"train_neg_ratio: user {str(user)!r} has rated every item, so there "
+                        f"is no negative one; set it to 0 or filter such users")
+    return known
+
+
+def rows_of_both_domains(config, dataset: Dataset) -> tuple[Interaction, Interaction]:
+    """Training rows of the target and of the source; of a ranking model the positive ones.
+
+    Raises:
+        DataError: there is none in the source (of the target's, preparation has seen to it).
+    """
+    rows, source = dataset.inter_feat, dataset.source
+    if getattr(config.model_class, "predicts_ratings", False):
+        return rows, source.inter_feat
+    positive = source.positive_rows()
+    if not positive.any():
+        raise DataError(f"positive_rating: no rating of {source.dataset_name} reaches "
+                        f"{config['positive_rating']}, so {config['model']} has no source to learn")
+    return rows, Interaction({field: source.inter_feat[field][positive]
+                              for field in source.inter_feat})
+
+
 def stage_loader(config, dataset: Dataset, data: str, batch_size: int, seed: int) -> StageLoader:
     """The loader of one of ``STAGE_DATA`` over the training part of a data set.
 
@@ -96,9 +171,12 @@ def stage_loader(config, dataset: Dataset, data: str, batch_size: int, seed: int
     one_of("stage data", data, STAGE_DATA)
     if data != "target" and not hasattr(dataset, "source"):
         raise ConfigError(f"{config['model']}: the data {data!r} needs a source and a target domain")
-    if data == "source":
-        dataset = dataset.source
+    if data in ("source", "finetune"):
+        dataset = getattr(dataset, data)
     negatives = config["train_neg_ratio"] or 0
+    if data == "both":
+        rows = rows_of_both_domains(config, dataset)
+        return BothDomainsLoader(config, dataset, rows, batch_size, seed, negatives)
     if data.endswith("users"):
         users = getattr(dataset, data)()
         rows, negatives = Interaction({dataset.uid_field: users}), 0

@@ -133,6 +133,8 @@ def _positives(train: CrossDomainDataset, config) -> CrossDomainDataset:
     if not len(positive):
         raise DataError(f"positive_rating: no training rating reaches "
                         f"{config['positive_rating']}, so {config['model']} has nothing to learn")
+    if train.finetune is not None:
+        positive.finetune = select(train.finetune, train.finetune.positive_rows())
     return positive
 
 

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass, field
+from time import perf_counter
 
 import numpy as np
 import torch
@@ -29,11 +30,13 @@ class Evaluation:
         metrics: pass -> metric -> value; a pass that the model or the data cannot do is None.
         groups: group (``cold_users`` ...) -> the same for its part of the rows.
         per_user: ``pass.user`` -> (n,) tokens, ``pass.metric`` -> (n,) values.
+        throughput: rows a second that ``predict`` scored; None without a pass over rows.
     """
 
     metrics: dict = field(default_factory=dict)
     groups: dict = field(default_factory=dict)
     per_user: dict = field(default_factory=dict)
+    throughput: float | None = None
 
 
 class Evaluator:
@@ -96,7 +99,9 @@ class Evaluator:
         part = getattr(self.parts, phase)
         pairs = {"rating", "ranking_labeled"} & set(passes)
         if pairs:
+            started = perf_counter()
             scores = self._predict(model, part)
+            evaluation.throughput = len(scores) / (perf_counter() - started)
             for name in sorted(pairs):
                 getattr(self, f"_{name}")(evaluation, model, part, scores, by_group)
         for name in ("ranking_full", "ranking_sampled"):

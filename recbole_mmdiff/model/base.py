@@ -72,6 +72,9 @@ class StagedRecommender(GeneralRecommender):
         super().__init__(config, dataset)
         self.RATING = config["RATING_FIELD"]
         self.seed, self.epoch = config["seed"], 0
+        self.finetune_epochs = config["finetune_epochs"]
+        self.finetune_learning_rate = config["finetune_learning_rate"]
+        self.finetune_items = config["finetune_items"]
         if self.predicts_ratings and self.RATING not in dataset.inter_feat:
             raise DataError(
                 f"{config['model']} learns ratings, but the column {self.RATING!r} is not loaded; "
@@ -80,6 +83,21 @@ class StagedRecommender(GeneralRecommender):
     def stages(self) -> list[Stage]:
         """The stages of training, in order; an empty list if nothing is trained by gradient."""
         raise NotImplementedError
+
+    def finetuning_stage(self) -> Stage | None:
+        """The stage after all others under ``split_protocol: warm_start``, which learns from the
+        earlier target rows of the held-out users (validation users too, so that its best epoch is
+        chosen on their later rows); None if the model takes those rows in otherwise.
+
+        Raises:
+            NotImplementedError: the model cannot be fine-tuned.
+        """
+        raise NotImplementedError
+
+    def _finetuning(self, loss: Callable[..., Tensor], parameters: Iterable[nn.Parameter],
+                    prepare: Callable[[], None] | None = None) -> Stage:
+        return Stage("finetune", "finetune", (loss,), parameters, self.finetune_epochs, clips=False,
+                     learning_rate=self.finetune_learning_rate, prepare=prepare)
 
     def calculate_loss(self, interaction) -> Tensor:
         """The loss of the last stage, so that RecBole's own trainer can use a one-stage model."""
@@ -117,3 +135,12 @@ class StagedRecommender(GeneralRecommender):
         users = self.user_factors(interaction[self.USER_ID])
         scores = users @ self.item_factors(items).T
         return scores.add_(self.item_offset(items)).view(-1)
+
+
+def finetuned_users(dataset) -> Tensor:
+    """(users,): whether a user has target rows that are set aside for fine-tuning."""
+    mask = torch.zeros(dataset.user_num, dtype=torch.bool)
+    finetune = getattr(dataset, "finetune", None)
+    if finetune is not None:
+        mask[finetune.inter_feat[finetune.uid_field]] = True
+    return mask

@@ -34,6 +34,12 @@ class Bias(StagedRecommender):
             user = domain.inter_feat[domain.uid_field]
             total.index_add_(0, user, residual)
             count.index_add_(0, user, torch.ones(len(user)))
+        finetune = getattr(dataset, "finetune", None)
+        if finetune is not None and self.finetune_epochs:
+            user, item = (finetune.inter_feat[f] for f in (dataset.uid_field, dataset.iid_field))
+            residual = finetune.inter_feat[self.RATING].double() - mean - item_bias[item]
+            total.index_add_(0, user, residual)
+            count.index_add_(0, user, torch.ones(len(user)))
         user_bias = total / (count + config["user_damping"]).clamp(min=1e-9)
         self.register_buffer("mean", mean.float())
         self.register_buffer("item_bias", item_bias.float())
@@ -54,6 +60,10 @@ class Bias(StagedRecommender):
     def stages(self) -> list[Stage]:
         """None: the estimates are in place."""
         return []
+
+    def finetuning_stage(self) -> None:
+        """None: the user bias already counts the rows that are set aside for it."""
+        return None
 
     def user_factors(self, user: Tensor) -> Tensor:
         """(b, 1): b_u."""

@@ -155,6 +155,10 @@ class DiffCDR(MappingRecommender):
         """(b, size): ALM(x_0)."""
         return self.alm(self.sampled_vectors(user))
 
+    def transferred_vectors(self, user: Tensor) -> Tensor:
+        """(b, size): x_0 before ALM, as Figure 4 of the paper shows it."""
+        return self.in_target_space(self.sampled_vectors(user))
+
     def _sampling_time(self, t: float) -> float:
         """The continuous time t in (0, 1] as the network sees the training step n = t T."""
         return 1000 * max(t - 1 / self.schedule.num_steps, 0.0)

@@ -56,6 +56,19 @@ class Factorization(nn.Module):
             return self.mean.expand(len(item))
         return self.mean + self.item_bias(item).squeeze(-1)
 
+    @torch.no_grad()
+    def set_user_factors(self, user: Tensor, factors: Tensor) -> None:
+        """Make ``factors`` (b, size) the vectors of users (b,)."""
+        tables = [self.user_embedding.weight, *([self.user_bias.weight] if self.biases else [])]
+        parts = factors.split([table.shape[1] for table in tables], dim=-1)
+        for table, part in zip(tables, parts, strict=True):
+            table[user] = part.to(table.dtype)
+
+    def tables(self, items: bool) -> list[nn.Parameter]:
+        """The parameters of the users, and with ``items`` those of the items too."""
+        return [value for name, value in self.named_parameters()
+                if items or name.startswith("user")]
+
     def forward(self, user: Tensor, item: Tensor) -> Tensor:
         """Predicted ratings (b,) of pairs."""
         products = (self.user_factors(user) * self.item_factors(item)).sum(-1)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from recbole_mmdiff.errors import DataError
-from recbole_mmdiff.model.base import Stage, StagedRecommender
+from recbole_mmdiff.model.base import Stage, StagedRecommender, finetuned_users
 from recbole_mmdiff.model.factorization import Factorization
 
 
@@ -44,6 +44,7 @@ class MappingRecommender(StagedRecommender):
         in_source = dataset.source.inter_feat[dataset.source.uid_field]
         known[in_source[in_source < dataset.user_num]] = True
         self.register_buffer("is_transferred", known & ~trained)
+        self.register_buffer("is_finetuned", finetuned_users(dataset))
         overlap_users = dataset.overlap_users()
         if len(overlap_users) < 2:
             raise DataError(f"{config['model']} learns to map from overlapping training users, but "
@@ -67,6 +68,20 @@ class MappingRecommender(StagedRecommender):
                   "learning_rate": self.pretrain_learning_rate}
         return [Stage("source", "source", (self.source_loss,), self.source.parameters(), **common),
                 Stage("target", "target", (self.target_loss,), self.target.parameters(), **common)]
+
+    def finetuning_stage(self) -> Stage:
+        """Target ratings move the vectors of the held-out users on from the transferred ones."""
+        return self._finetuning(self.target_loss, self.target.tables(self.finetune_items),
+                                prepare=self.start_from_transferred)
+
+    @torch.no_grad()
+    def start_from_transferred(self) -> None:
+        """The start of fine-tuning: users with rows for it leave their transferred vectors in the
+        table that is trained. Nothing is left to do after a resume inside of the stage."""
+        users = (self.is_transferred & self.is_finetuned).nonzero().squeeze(-1)
+        if len(users):
+            self.target.set_user_factors(users, self.user_factors(users))
+            self.is_transferred[users] = False
 
     def source_loss(self, interaction) -> Tensor:
         """Squared error of source ratings."""
@@ -110,6 +125,10 @@ class MappingRecommender(StagedRecommender):
     def in_target_space(self, vectors: Tensor) -> Tensor:
         """Undo the standardisation of target vectors (b, size)."""
         return vectors * self.target_scale + self.target_center
+
+    def transferred_vectors(self, user: Tensor) -> Tensor:
+        """(b, size): what pictures show beside true target vectors of users (b,)."""
+        return self.in_target_space(self.transfer(user))
 
     def user_factors(self, user: Tensor) -> Tensor:
         """(b, size): transferred vectors of cold users, trained ones of the others."""

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from recbole_mmdiff.errors import one_of
-from recbole_mmdiff.model.base import Stage, StagedRecommender
+from recbole_mmdiff.model.base import Stage, StagedRecommender, finetuned_users
 from recbole_mmdiff.model.factorization import Factorization
 
 
@@ -38,10 +38,24 @@ class MF(StagedRecommender):
         trained = torch.zeros(dataset.user_num, dtype=torch.bool)
         trained[dataset.inter_feat[dataset.uid_field]] = True
         self.register_buffer("is_trained", trained)
+        self.register_buffer("is_finetuned", finetuned_users(dataset))
 
     def stages(self) -> list[Stage]:
         """One stage over the ratings of the training part."""
         return [Stage("ratings", "target", (self.rating_loss,), self.parameters(), self.epochs)]
+
+    def finetuning_stage(self) -> Stage:
+        """Target ratings move the vectors of the held-out users on from where they stand."""
+        return self._finetuning(self.rating_loss, self.factorization.tables(self.finetune_items),
+                                prepare=self.start_from_scored)
+
+    @torch.no_grad()
+    def start_from_scored(self) -> None:
+        """The start of fine-tuning: an untrained user's vector is the one that he is scored by."""
+        users = (self.is_finetuned & ~self.is_trained).nonzero().squeeze(-1)
+        if len(users):
+            self.factorization.set_user_factors(users, self.user_factors(users))
+            self.is_trained[users] = True
 
     def rating_loss(self, interaction) -> Tensor:
         """Regularised squared error of a batch of ratings."""

@@ -95,9 +95,15 @@ class StagedTrainer(Trainer):
 
     def _declared_stages(self) -> list[Stage]:
         if hasattr(self.model, "stages"):
-            return self.model.stages()
+            return [*self.model.stages(), *self._finetuning_stages()]
         return [Stage("training", "target", (self.model.calculate_loss,), self.model.parameters(),
                       self.epochs)]
+
+    def _finetuning_stages(self) -> list[Stage]:
+        if "finetune" not in self.parts.aside or not self.config["finetune_epochs"]:
+            return []
+        stage = self.model.finetuning_stage()
+        return [] if stage is None else [stage]
 
     def _loader(self, stage: Stage, seed: int):
         if hasattr(self.model, "stages"):
@@ -156,6 +162,7 @@ class StagedTrainer(Trainer):
             loss = self._train_epoch(loader, epoch, show_progress=self.show_progress)
         entry = {"stage": stage.name, "epoch": epoch,
                  "loss": list(loss) if isinstance(loss, tuple) else loss,
+                 "samples": loader.sample_size,
                  "seconds": perf_counter() - started}
         self.progress.epoch += 1
         if stage.validates and self._is_due(epoch):

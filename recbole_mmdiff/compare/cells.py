@@ -1,0 +1,153 @@
+"""What a worker does: one cell, or all trials of one study. Both go on where they were killed."""
+
+import json
+import platform
+import shutil
+import traceback
+from importlib.metadata import version
+from pathlib import Path
+from time import perf_counter
+
+import torch
+
+from recbole_mmdiff import __version__
+from recbole_mmdiff.compare.space import suggest_values
+from recbole_mmdiff.config import Config
+from recbole_mmdiff.config.sources import merge
+from recbole_mmdiff.errors import CheckpointError, ConfigError, DataError
+from recbole_mmdiff.files import write_json
+from recbole_mmdiff.quick_start import CONFIG, METRICS, run
+
+CELL, ERROR = "cell.json", "error.json"
+#: of every cell, unless the comparison says otherwise
+QUIET = {"show_progress": False, "log_tensorboard": False, "save_per_user": True}
+
+
+def run_cell(job: dict) -> dict:
+    """Run the cell of a job, with the best keys of its study if it has one.
+
+    Args:
+        job: ``folder``, ``keys``, ``files``, ``overrides``, ``threads``; ``study`` (None, or its
+            ``folder``, ``trials`` and ``bigger``); ``gpu_id`` if there are several.
+
+    Returns:
+        ``{"seconds"}``, or ``{"error"}`` with what ``error.json`` of the folder holds, too.
+    """
+    torch.set_num_threads(job["threads"])
+    folder, started = Path(job["folder"]), perf_counter()
+    try:
+        tuned = best_keys(**job["study"]) if job["study"] else {}
+        keys = merge(job["keys"], tuned)
+        finished = _run_or_resume(job, keys, folder)
+        _record(folder, job, tuned, finished)
+        (folder / ERROR).unlink(missing_ok=True)
+        return {"seconds": perf_counter() - started}
+    except Exception as error:
+        return _record_error(folder, error)
+
+
+def run_study(job: dict) -> dict:
+    """Run all trials of a study, one after another, on validation data alone.
+
+    A trial that is on disk is not run again: its values are suggested anew by the same sampler,
+    which depends on the seed and the trials before, so that a study that was killed goes on as if
+    it had not been. Trial 0 takes the defaults. Equal values are tried once.
+
+    Args:
+        job: as of ``run_cell``, with ``space``, ``trials``, ``seed`` and ``bigger``.
+    """
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    torch.set_num_threads(job["threads"])
+    started = perf_counter()
+    sampler = optuna.samplers.TPESampler(seed=job["seed"], n_startup_trials=5)
+    study = optuna.create_study(direction="maximize" if job["bigger"] else "minimize",
+                                sampler=sampler)
+    scores: dict[str, float | None] = {}
+    for number in range(job["trials"]):
+        trial = study.ask() if number else None
+        values = suggest_values(trial, job["space"]) if number else {}
+        name = json.dumps(values, sort_keys=True)
+        score = scores[name] = _trial_score(job, number, values, scores.get(name))
+        if trial is not None:
+            state = None if score is not None else optuna.trial.TrialState.FAIL
+            study.tell(trial, score, state=state)
+    if all(score is None for score in scores.values()):
+        return {"error": f"all {job['trials']} trials failed; see {job['folder']}"}
+    return {"seconds": perf_counter() - started}
+
+
+def best_keys(folder: str, trials: int, bigger: bool) -> dict:
+    """The keys of the trial with the best validation score; the first of equal ones."""
+    paths = [_trial_file(Path(folder), number) for number in range(trials)]
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.is_file()]
+    scored = [trial for trial in found if trial["score"] is not None]
+    best = (max if bigger else min)(scored, key=lambda trial: trial["score"])
+    return best["keys"]
+
+
+def _trial_score(job: dict, number: int, values: dict, known: float | None) -> float | None:
+    """The validation score of a trial: on disk, ``known`` from equal values, or of a run."""
+    path = _trial_file(Path(job["folder"]), number)
+    if path.is_file():
+        return json.loads(path.read_text(encoding="utf-8"))["score"]
+    if known is not None:
+        write_json({"keys": values, "score": known, "seconds": 0.0}, path)
+        return known
+    folder = path.with_suffix("")
+    try:
+        finished = _run_or_resume(job, merge(job["keys"], values), folder, test=False)
+        config = finished.config
+        score = finished.metrics["valid"][config.valid_pass][config.valid_key]
+        trial = {"keys": values, "score": score, "seconds": finished.metrics["seconds"]["training"]}
+    except Exception as error:
+        trial = {"keys": values, "score": None, **_message(error)}
+    write_json(trial, path)
+    shutil.rmtree(folder, ignore_errors=True)
+    return trial["score"]
+
+
+def _trial_file(folder: Path, number: int) -> Path:
+    return folder / f"trial-{number:03}.json"
+
+
+def _run_or_resume(job: dict, keys: dict, folder: Path, test: bool = True):
+    where = {key: job[key] for key in ("gpu_id",) if key in job}
+    options = {"test": test, "console": False}
+    if (folder / CONFIG).is_file() and not (folder / METRICS).is_file():
+        try:
+            return run(resume=folder, overrides=where, **options)
+        except (CheckpointError, ConfigError, DataError):
+            pass    # A model that cannot go on, or a file cut off by the kill: anew.
+    shutil.rmtree(folder, ignore_errors=True)
+    keys = merge(QUIET, keys)
+    return run(config_files=job["files"], config_dict=keys,
+               overrides={**job["overrides"], **where}, output=folder, **options)
+
+
+def cell_config(keys: dict, files: list, overrides: dict) -> Config:
+    """The configuration of a cell, as ``run_cell`` will build it."""
+    return Config(config_file_list=list(files), config_dict=merge(QUIET, keys), overrides=overrides)
+
+
+def _record(folder: Path, job: dict, tuned: dict, finished) -> None:
+    """``cell.json``: what a run folder does not say."""
+    write_json({
+        "model": job["label"], "setting": job["setting"], "table": job["table"],
+        "trials": job["study"]["trials"] if job["study"] else None, "tuned": tuned,
+        "threads": job["threads"], "device": str(finished.config["device"]),
+        "versions": {"recbole_mmdiff": __version__, "python": platform.python_version(),
+                     **{name: version(name) for name in ("recbole", "torch", "numpy")}}},
+        folder / CELL)
+
+
+def _record_error(folder: Path, error: Exception) -> dict:
+    folder.mkdir(parents=True, exist_ok=True)
+    message = _message(error)
+    write_json({**message, "traceback": traceback.format_exc()}, folder / ERROR)
+    return message
+
+
+def _message(error: Exception) -> dict:
+    return {"error": f"{type(error).__name__}: {error}"}

@@ -1,0 +1,101 @@
+"""Transferred vectors beside true ones (DiffCDR, Figure 4), gathered from the runs of a comparison."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from recbole.data.interaction import Interaction
+
+from recbole_mmdiff.errors import ConfigError
+from recbole_mmdiff.files import write_atomically
+from recbole_mmdiff.model.mapping import MappingRecommender
+from recbole_mmdiff.quick_start import Run, build_model, load_run
+from recbole_mmdiff.trainer import make_trainer
+
+FILE = "embeddings.npz"
+
+
+def write_embeddings(store: Path, folders: dict[str, Path], evaluations: dict[str, list[int]],
+                     users: int) -> Path:
+    """Write ``embeddings.npz``: ``vectors`` (n, size), ``kind`` (n,) and ``panel`` (n,).
+
+    Training and test users are apart. "truth" is a factorisation that was also trained on the
+    target ratings of the held-out users: it is made for the picture, and nothing else ever sees it.
+
+    Args:
+        store: where the file goes.
+        folders: label -> run folder, of mapping models on one split, with one base.
+        evaluations: label -> numbers of function evaluations, for models with a solver.
+        users: at most so many in a panel, drawn by the seed of the runs.
+
+    Raises:
+        ConfigError: a model that maps no vectors.
+    """
+    runs = {label: load_run(folder) for label, folder in folders.items()}
+    for label, run in runs.items():
+        if not isinstance(run.model, MappingRecommender):
+            raise ConfigError(f"embeddings: {label} carries no vector from one space to another; "
+                              f"leave it out")
+    first = next(iter(runs.values()))
+    truth, points = true_target_vectors(first), []
+    for title, chosen in _chosen_users(first, users).items():
+        panel = f"{title} users"
+        points.append((panel, "truth", truth[chosen]))
+        points += [(panel, label, _transferred(run, chosen)) for label, run in runs.items()]
+        for label, counts in evaluations.items():
+            panel = f"{label}, {title} users"
+            model = runs[label].model
+            source = model.in_target_space(model.source_vectors(chosen))
+            points += [(panel, "source", source), (panel, "truth", truth[chosen])]
+            for count in counts:
+                run = load_run(folders[label], overrides={"num_evaluations": count})
+                points.append((panel, f"{count} evaluations", _transferred(run, chosen)))
+    return _save(store / FILE, points)
+
+
+def true_target_vectors(run: Run) -> torch.Tensor:
+    """(users, size): target vectors by the base of a mapping model, trained on all target rows.
+
+    It starts from the weights that the run's own base started from, so that the two spaces are
+    alike, and goes on for as many epochs.
+    """
+    parts, config = run.parts, run.config
+    rows = [part.inter_feat for part in (parts.train, parts.valid, parts.test)]
+    everything = parts.train.copy(Interaction(
+        {field: torch.cat([part[field] for part in rows]) for field in rows[0]}))
+    model = build_model(config, replace(parts, train=everything))
+    source, target = model.pretraining_stages()
+    # The number of a stage is part of its seed: the source stays, without epochs.
+    model.stages = lambda: [replace(source, epochs=0), target]
+    trainer = make_trainer(config, model, None)
+    trainer.fit(replace(parts, train=everything, observed=everything), saved=False, verbose=False)
+    with torch.no_grad():
+        return model.target.user_factors(torch.arange(everything.user_num, device=model.device))
+
+
+def _chosen_users(run: Run, count: int) -> dict[str, torch.Tensor]:
+    """Ids of the overlapping users who train, and of those who are tested."""
+    test = run.parts.test.users_with_rows()
+    generator = torch.Generator().manual_seed(run.config["seed"])
+    chosen = {}
+    for title, users in (("training", run.model.overlap_users.cpu()), ("test", test)):
+        chosen[title] = users[torch.randperm(len(users), generator=generator)[:count]] \
+            .to(run.model.device)
+    return chosen
+
+
+@torch.no_grad()
+def _transferred(run: Run, users: torch.Tensor) -> torch.Tensor:
+    return run.model.eval().transferred_vectors(users)
+
+
+def _save(path: Path, points: list[tuple[str, str, torch.Tensor]]) -> Path:
+    arrays = {"vectors": np.concatenate([vectors.cpu().numpy() for _, _, vectors in points]),
+              "kind": np.repeat([kind for _, kind, _ in points],
+                                [len(vectors) for _, _, vectors in points]),
+              "panel": np.repeat([panel for panel, _, _ in points],
+                                 [len(vectors) for _, _, vectors in points])}
+    with write_atomically(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, **arrays)
+    return path

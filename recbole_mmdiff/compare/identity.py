@@ -1,0 +1,79 @@
+"""What makes two runs the same: every key that may change a number, and the data's contents."""
+
+import hashlib
+import json
+from functools import cache
+from pathlib import Path
+
+from recbole_mmdiff.config import DOMAINS
+from recbole_mmdiff.data.feature_files import sha256
+from recbole_mmdiff.errors import DataError
+from recbole_mmdiff.quick_start import ensure_default_data
+
+#: keys that say where, how long at once and how loudly a run goes, and change none of its numbers
+WHERE = {"data_path", "output", "gpu_id", "use_gpu", "worker", "state", "show_progress",
+         "log_tensorboard", "log_wandb", "save_per_user", "checkpoint_interval", "eval_chunk_elements",
+         "checkpoint_dir"}
+#: files whose contents are keys, too
+FILES = ("split_file", "user_link_file_path")
+
+
+def run_identity(config, leave_out: tuple[str, ...] = ()) -> dict:
+    """All that the numbers of a run follow from, as plain values.
+
+    Args:
+        config: of the run.
+        leave_out: keys that do not count.
+
+    Raises:
+        DataError: a file of the data is missing.
+    """
+    keys = _without(config.plain_run_dict(), WHERE | set(leave_out))
+    # A split that follows the seed is told apart by its own seed.
+    keys["split_seed"] = config["split_seed"]
+    for name in FILES:
+        if keys.get(name):
+            keys[name] = _digest_of_file(Path(keys[name]))
+    return {"keys": keys, "data": data_digests(config)}
+
+
+def digest(value) -> str:
+    """A short name for plain values: equal values, equal names."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False)
+    return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+
+
+def data_digests(config) -> dict[str, str]:
+    """The digest of every file that a run reads, feature matrices by their manifests."""
+    ensure_default_data(config)
+    folders = [config.for_domain(domain)["data_path"] for domain in DOMAINS] \
+        if config.cross_domain else [config["data_path"]]
+    found = {}
+    for folder in map(Path, folders):
+        files = [path for path in sorted(folder.glob("*")) if path.is_file()
+                 and not path.name.startswith(".") and path.suffix != ".npy"]
+        if not any(".inter" in path.suffixes for path in files):
+            raise DataError(f"{folder}: there is no data set here, only "
+                            f"{[path.name for path in files][:3]}; set data_path to the folder that "
+                            f"holds {folder.name}")
+        found |= {f"{folder.name}/{path.name}": _digest_of_file(path) for path in files}
+    return found
+
+
+def _without(values: dict, keys: set[str]) -> dict:
+    """A mapping without some keys, also inside of it."""
+    return {key: _without(value, keys) if isinstance(value, dict) else value
+            for key, value in values.items() if key not in keys}
+
+
+def _digest_of_file(path: Path) -> str:
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    return _digest_of_version(path, status.st_mtime_ns, status.st_size)
+
+
+@cache
+def _digest_of_version(path: Path, modified: int, size: int) -> str:
+    return sha256(path)

@@ -1,0 +1,224 @@
+"""``recbole-mmdiff compare``: run all cells of a comparison that have not been run."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from recbole_mmdiff.compare import cells as work
+from recbole_mmdiff.compare.embeddings import write_embeddings
+from recbole_mmdiff.compare.identity import digest, run_identity
+from recbole_mmdiff.compare.plan import Cell, Comparison
+from recbole_mmdiff.compare.space import examples
+from recbole_mmdiff.compare.workers import EXECUTORS, in_processes, on_ray
+from recbole_mmdiff.config import PASSES
+from recbole_mmdiff.config.sources import merge
+from recbole_mmdiff.errors import ConfigError, DataError, one_of
+from recbole_mmdiff.files import write_json
+from recbole_mmdiff.quick_start import METRICS
+from recbole_mmdiff.report.plan import FORMAT, PLAN
+
+
+def compare(config: str | Path, output: str | Path | None = None, overrides: dict | None = None,
+            workers: int = 1, threads: int = 1, executor: str = "processes", gpus: int = 0) -> Path:
+    """Run what is missing of a comparison, and write what ``report`` reads.
+
+    A cell is named by all that its numbers follow from (keys, data, search space), so a finished
+    one is never run again, and one whose keys have changed is another one. A cell that was killed
+    goes on where it was; one that failed is tried again.
+
+    Args:
+        config: the comparison file.
+        output: the results store; ``runs/<name>`` by default. May hold an earlier part of it.
+        overrides: keys of every cell, above all others.
+        workers: cells at once.
+        threads: of each cell, whatever ``workers`` is, since they change the last bits of a sum.
+        executor: ``processes`` or ``ray``.
+        gpus: of this machine (``processes``), cells in turn; with ``ray`` 1 for one GPU a cell.
+
+    Returns:
+        The store.
+
+    Raises:
+        ConfigError, DataError: a mistake anywhere in the comparison, before anything is run.
+    """
+    one_of("executor", executor, EXECUTORS)
+    comparison = Comparison.read(config)
+    if comparison.tune and find_spec("optuna") is None:
+        raise ConfigError("tune: needs optuna; pip install 'recbole-mmdiff[tune]'")
+    store = Path(output or Path("runs") / comparison.name)
+    jobs = [_job(comparison, cell, overrides or {}, threads, store) for cell in comparison.cells()]
+    store.mkdir(parents=True, exist_ok=True)
+    with _only_here(store):
+        write_json(_plan(comparison, jobs), store / PLAN)
+
+        def run_all(function: Callable, missing: list[dict], what: str) -> list[tuple[dict, dict]]:
+            answers = in_processes(function, missing, workers, gpus) if executor == "processes" \
+                else on_ray(function, missing, threads, gpus)
+            return _follow(answers, len(missing), what)
+
+        _run_cells(jobs, _run_studies(jobs, run_all), run_all)
+        if comparison.embeddings:
+            _gather_embeddings(comparison, jobs, store)
+    return store
+
+
+def _job(comparison: Comparison, cell: Cell, overrides: dict, threads: int, store: Path) -> dict:
+    """All that a worker must know of a cell; a mistake in its keys or data is found here."""
+    files = list(cell.files)
+    try:
+        config = work.cell_config(cell.keys, files, overrides)
+        check_metrics(config, comparison.tables[cell.table]["metrics"])
+        identity = run_identity(config)
+    except (ConfigError, DataError) as error:
+        hint = f" (the settings need the data of preset {comparison.preset})" \
+            if comparison.preset and isinstance(error, DataError) else ""
+        raise type(error)(f"{comparison.path}: {cell}: {error}{hint}") from error
+    job = {"cell": cell, "label": cell.model, "setting": cell.setting, "table": cell.table,
+           "keys": cell.keys, "files": files, "overrides": overrides, "threads": threads,
+           "study": None}
+    space = comparison.tune.space[cell.model] if comparison.tune and not cell.sweep else {}
+    if space:
+        job["study"], job["study_job"] = _study(comparison, cell, config, job, space, store)
+        identity |= {"space": space, "trials": comparison.tune.trials, "tuner": comparison.tune.seed}
+    job["folder"] = str(store / "cells" / f"{_slug(cell.model)}-{cell.seed}-{digest(identity)}")
+    return job
+
+
+def check_metrics(config, metrics: list[str]) -> None:
+    """A metric that no run computes would be an empty row after hours."""
+    for name in metrics:
+        kind, _, metric = name.partition(".")
+        known = {f"{kind}.{key}" for key in _metrics_of(config, kind)}
+        if known:
+            one_of("metrics", name, sorted(known))
+        elif kind not in ("groups", "throughput", "seconds"):
+            raise ConfigError(f"metrics: {name!r}: {kind!r} is no pass of the evaluation, use one of "
+                              f"{PASSES}, or groups, throughput, seconds")
+
+
+def _metrics_of(config, kind: str) -> list[str]:
+    """The metrics of a pass of the evaluation, as ``metrics.json`` names them."""
+    if kind == "rating":
+        return [name.lower() for name in config["rating_metrics"]]
+    names = ["ndcg", "random_ndcg"] if kind == "ranking_labeled" else \
+        [name.lower() for name in config["metrics"]] if kind in PASSES else []
+    # Some have no cut-off, GAUC for one.
+    return names + [f"{name}@{k}" for name in names for k in config["topk"]]
+
+
+def _study(comparison, cell, config, job, space, store) -> tuple[dict, dict]:
+    """The study that a cell takes its keys from, and the job that runs it.
+
+    One study serves all seeds if they share a split. Otherwise each split has its own: users who
+    chose the keys on one split are test users of another.
+    """
+    tune = comparison.tune
+    for key, choices in space.items():
+        for value in examples(choices):
+            try:
+                work.cell_config(merge(cell.keys, {key: value}), job["files"], job["overrides"])
+            except ConfigError as error:
+                raise ConfigError(f"{comparison.path}: tune: space: {cell.model}: {error}") from error
+    shared = config["split_file"] or config.run_dict["split_seed"] is not None
+    keys = merge(cell.keys, {"seed": comparison.seeds[0]}) if shared else cell.keys
+    identity = run_identity(config, leave_out=("seed",) if shared else ())
+    # Neither trials nor what they are measured in: more trials go on with those that are there.
+    name = digest({**identity, "space": space, "tuner": tune.seed, "first seed": keys["seed"]})
+    folder = str(store / "studies" / f"{_slug(cell.model)}-{name}")
+    study = {"folder": folder, "trials": tune.trials, "bigger": bool(config["valid_metric_bigger"])}
+    common = {key: job[key] for key in ("files", "overrides", "threads", "label", "setting", "table")}
+    return study, {**common, **study, "keys": keys, "space": space, "seed": tune.seed}
+
+
+def _plan(comparison: Comparison, jobs: list[dict]) -> dict:
+    """``plan.json``: what ``report`` reads."""
+    cells = [{"model": job["label"], "setting": job["setting"], "table": job["table"],
+              "seed": job["cell"].seed, "sweep": job["cell"].sweep,
+              "folder": "cells/" + Path(job["folder"]).name,
+              "trials": job["study"]["trials"] if job["study"] else None} for job in jobs]
+    return {"format": FORMAT, "name": comparison.name, "models": comparison.labels(),
+            "settings": list(comparison.settings), "seeds": comparison.seeds,
+            "tables": {label: {"metrics": table["metrics"]}
+                       for label, table in comparison.tables.items()},
+            "cells": cells, "ours": comparison.ours, "published": comparison.published}
+
+
+def _run_studies(jobs: list[dict], run_all: Callable) -> dict[str, str]:
+    """Run the studies of the cells that are missing; folder -> error of those that failed."""
+    studies = {job["study"]["folder"]: job["study_job"] for job in jobs
+               if job["study"] and not _is_finished(job)}
+    for folder in studies:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    answers = run_all(work.run_study, list(studies.values()), "study")
+    return {job["folder"]: answer["error"] for job, answer in answers if "error" in answer}
+
+
+def _run_cells(jobs: list[dict], failed_studies: dict[str, str], run_all: Callable) -> None:
+    missing = {}
+    for job in jobs:
+        study = job["study"]["folder"] if job["study"] else None
+        if study in failed_studies:
+            Path(job["folder"]).mkdir(parents=True, exist_ok=True)
+            write_json({"error": failed_studies[study]}, Path(job["folder"]) / work.ERROR)
+        elif not _is_finished(job):
+            missing[job["folder"]] = {key: value for key, value in job.items()
+                                      if key not in ("cell", "study_job")}
+    print(f"compare: {len({job['folder'] for job in jobs})} cells, {len(missing)} to run",
+          file=sys.stderr, flush=True)
+    run_all(work.run_cell, list(missing.values()), "cell")
+
+
+def _gather_embeddings(comparison: Comparison, jobs: list[dict], store: Path) -> None:
+    """The vectors of the first table, setting and seed, unless some of their cells failed."""
+    wanted, first = comparison.embeddings, jobs[0]["cell"]
+    place = (first.table, first.setting, first.seed)
+    folders = {job["label"]: Path(job["folder"]) for job in jobs
+               if (job["cell"].table, job["cell"].setting, job["cell"].seed) == place
+               and job["label"] in wanted["models"] and _is_finished(job)}
+    missing = [model for model in wanted["models"] if model not in folders]
+    if missing:
+        print(f"embeddings: not gathered, since {missing[0]} did not finish", file=sys.stderr)
+    else:
+        write_embeddings(store, folders, wanted["evaluations"], wanted["users"])
+
+
+def _is_finished(job: dict) -> bool:
+    return (Path(job["folder"]) / METRICS).is_file()
+
+
+def _follow(answers: Iterator, count: int, what: str) -> list[tuple[dict, dict]]:
+    """Print a line for every job that ends, with the time that is left at this pace."""
+    started, seen = time.perf_counter(), []
+    for job, answer in answers:
+        seen.append((job, answer))
+        passed = time.perf_counter() - started
+        left = passed / len(seen) * (count - len(seen))
+        result = answer.get("error") or f"{answer['seconds']:.0f} s"
+        print(f"[{what} {len(seen)}/{count}, about {left / 60:.0f} min left] {job['label']}, "
+              f"{job['setting']}, {job['table']}, seed {job['keys']['seed']}: {result}",
+              file=sys.stderr, flush=True)
+    return seen
+
+
+@contextmanager
+def _only_here(store: Path) -> Iterator[None]:
+    """Two comparisons in one store would run the same cells in the same folders."""
+    lock = FileLock(store / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise ConfigError(f"--output: {store}: another compare is running in this store; wait for "
+                          f"it, or choose another folder") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _slug(label: str) -> str:
+    return "".join(letter if letter.isalnum() and letter.isascii() else "_" for letter in label)

@@ -1,0 +1,95 @@
+"""The comparison file: what it may hold, what its cells are, and what it refuses."""
+
+import pytest
+
+from recbole_mmdiff.compare import compare
+from recbole_mmdiff.compare.plan import Comparison
+from recbole_mmdiff.errors import ConfigError, DataError
+
+
+def test_cells_are_the_product_and_layers_lie_over_each_other(write_comparison):
+    path = write_comparison(
+        keys={"epochs": 1},
+        models={"plain": {"model": "MF", "biases": False}, "CMF": {}},
+        settings={"β=20%": {"test_user_ratio": 0.2}, "β=50%": {"test_user_ratio": 0.5}},
+        tables={"rating": {"metrics": ["rating.mae"]},
+                "ranking": {"metrics": ["ranking_full.ndcg@10"], "models": ["CMF"],
+                            "keys": {"train_neg_ratio": 1, "epochs": 3}}})
+    cells = Comparison.read(path).cells()
+    found = [(cell.table, cell.setting, cell.seed, cell.model) for cell in cells]
+    assert found == [
+        *(("rating", setting, seed, model) for setting in ("β=20%", "β=50%") for seed in (1, 2)
+          for model in ("plain", "CMF")),
+        *(("ranking", setting, seed, "CMF") for setting in ("β=20%", "β=50%") for seed in (1, 2))]
+    first, last = cells[0].keys, cells[-1].keys
+    assert (first["model"], first["biases"], first["test_user_ratio"], first["seed"],
+            first["epochs"]) == ("MF", False, 0.2, 1, 1)
+    assert (last["model"], last["test_user_ratio"], last["seed"], last["epochs"],
+            last["train_neg_ratio"]) == ("CMF", 0.5, 2, 3, 1)
+
+
+def test_a_sweep_varies_one_key(write_comparison):
+    path = write_comparison(sweeps=[{"model": "MF", "key": "reg_weight", "values": [0.0, 0.1]}])
+    comparison = Comparison.read(path)
+    swept = [cell for cell in comparison.cells() if cell.sweep]
+    assert comparison.labels() == ["MF", "CMF", "MF reg_weight=0.0", "MF reg_weight=0.1"]
+    assert [(cell.keys["reg_weight"], cell.seed) for cell in swept] == [(0.0, 1), (0.1, 1), (0.0, 2),
+                                                                       (0.1, 2)]
+    assert swept[1].sweep == {"model": "MF", "key": "reg_weight", "value": 0.1}
+
+
+@pytest.mark.parametrize(("parts", "message"), [
+    ({"model": {"MF": {}}}, "'model' is unknown.*did you mean 'models'"),
+    ({"models": {}}, "models: needs one line"),
+    ({"models": ["MF"]}, "models: needs one line"),
+    ({"models": {"MF": 3}}, "models: MF: needs 'key: value' lines"),
+    ({"models": {"MF": {"seed": 3}}}, "models: MF: sets seed"),
+    ({"seeds": [1, 1]}, "seeds: needs different whole numbers"),
+    ({"seeds": 3}, "seeds: needs different whole numbers"),
+    ({"tables": {"rating": {}}}, "tables: rating: metrics: needs a list"),
+    ({"tables": {"rating": {"metrics": ["mae"]}}}, "metrics: needs a list such as"),
+    ({"tables": {"rating": {"metrics": ["rating.mae"], "models": ["FM"]}}}, "'FM' is none of"),
+    ({"tables": {"rating": {"metric": ["rating.mae"]}}}, "did you mean 'metrics'"),
+    ({"sweeps": [{"model": "MF", "key": "reg_weight"}]}, "needs model, key and a list of values"),
+    ({"sweeps": [{"model": "FM", "key": "reg_weight", "values": [1]}]}, "'FM' is none of"),
+    ({"ours": ["FM"]}, "ours: 'FM' is none of"),
+    ({"tune": {"trials": 3}}, "tune: needs trials and space"),
+    ({"tune": {"trials": 0, "space": {}}}, "trials: 0 is no whole number"),
+    ({"tune": {"space": {"MF": {}}}}, "space: there is none for CMF"),
+    ({"tune": {"space": {"MF": {}, "CMF": {}, "FM": {}}}}, "'FM' is no model"),
+    ({"tune": {"space": {"MF": {"reg_weight": 1}, "CMF": {}}}}, "needs a list of choices"),
+    ({"tune": {"space": {"MF": {"reg_weight": {"low": 2, "high": 1}}, "CMF": {}}}}, "low below high"),
+    ({"tune": {"space": {"MF": {"reg_weight": {"low": 0, "high": 1, "log": True}}, "CMF": {}}}},
+     "starts above 0"),
+    ({"published": {"source": "T", "models": ["MF"]}}, "values is missing"),
+    ({"published": {"source": "T", "models": ["MF"], "values": {"default": {"rating.mae": [1, 2]}}}},
+     "needs one number for each"),
+    ({"published": {"source": "T", "models": ["MF"], "values": {"β": {}}}}, "'β' is none of"),
+])
+def test_what_a_file_cannot_say(parts, message, write_comparison):
+    with pytest.raises(ConfigError, match=message) as caught:
+        Comparison.read(write_comparison(**parts))
+    assert "small.yaml" in str(caught.value)
+
+
+@pytest.mark.parametrize(("parts", "message"), [
+    ({"models": {"MFF": {}}}, "no model 'MFF'"),
+    ({"models": {"MF": {"embeding_size": 3}}}, "did you mean 'embedding_size'"),
+    ({"settings": {"a": {"test_user_ratio": "x"}}}, "test_user_ratio: 'x'"),
+    ({"tables": {"r": {"metrics": ["rating.mea"]}}}, "did you mean 'rating.mae'"),
+    ({"tables": {"r": {"metrics": ["ranking_full.ndcg@7"]}}}, "'ranking_full.ndcg@7' is not known"),
+    ({"tables": {"r": {"metrics": ["ratings.mae"]}}}, "'ratings' is no pass"),
+    ({"tune": {"space": {"MF": {"reg_weigth": [1.0]}, "CMF": {}}}}, "did you mean 'reg_weight'"),
+    ({"sweeps": [{"model": "MF", "key": "reg_weigth", "values": [1]}]}, "did you mean 'reg_weight'"),
+])
+def test_a_mistake_in_a_cell_is_found_before_anything_runs(parts, message, write_comparison, tmp_path):
+    with pytest.raises(ConfigError, match=message):
+        compare(write_comparison(**parts), tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+
+
+def test_missing_data_are_named_with_their_preset(write_comparison, tmp_path):
+    path = write_comparison(keys={"target_domain": {"dataset": "nothing"}}, preset="diffcdr-task1")
+    with pytest.raises(DataError, match=r"nothing: there is no data set .*preset diffcdr-task1"):
+        compare(path, tmp_path / "store")
+    assert not (tmp_path / "store").exists()
