@@ -14,7 +14,7 @@ PROPERTIES = ["*.yaml", "model/*.yaml", "dataset/*.yaml", "paper/*.yaml", "plain
 EXTRAS = {
     "features": ["transformers", "sentence-transformers", "pillow"],
     "prep": ["polars"],
-    "viz": ["matplotlib"],
+    "viz": ["matplotlib>=3.7"],
     "tune": ["optuna"],
     "test": ["pytest", "pytest-benchmark", "hypothesis", "diffusers", "POT", "ruff", "build",
              "optuna", "matplotlib"],

@@ -106,9 +106,12 @@ def _run_command(options: argparse.Namespace, rest: list[str]) -> int:
 
 def _compare(options: argparse.Namespace, overrides: dict) -> int:
     from recbole_mmdiff.compare import compare
+    from recbole_mmdiff.report.figures import require_matplotlib
 
     if len(options.config) != 1:
         raise ConfigError("compare: give one comparison file, --config=FILE")
+    if not options.no_plots:
+        require_matplotlib()    # Not after hours.
     store = compare(options.config[0], options.output, overrides, options.workers, options.threads,
                     options.executor, options.gpus)
     options.output = None

@@ -28,15 +28,8 @@ def write_embeddings(store: Path, folders: dict[str, Path], evaluations: dict[st
         folders: label -> run folder, of mapping models on one split, with one base.
         evaluations: label -> numbers of function evaluations, for models with a solver.
         users: at most so many in a panel, drawn by the seed of the runs.
-
-    Raises:
-        ConfigError: a model that maps no vectors.
     """
     runs = {label: load_run(folder) for label, folder in folders.items()}
-    for label, run in runs.items():
-        if not isinstance(run.model, MappingRecommender):
-            raise ConfigError(f"embeddings: {label} carries no vector from one space to another; "
-                              f"leave it out")
     first = next(iter(runs.values()))
     truth, points = true_target_vectors(first), []
     for title, chosen in _chosen_users(first, users).items():
@@ -52,6 +45,14 @@ def write_embeddings(store: Path, folders: dict[str, Path], evaluations: dict[st
                 run = load_run(folders[label], overrides={"num_evaluations": count})
                 points.append((panel, f"{count} evaluations", _transferred(run, chosen)))
     return _save(store / FILE, points)
+
+
+def check_models(classes: dict[str, type]) -> None:
+    """Raises ConfigError for the first label whose class maps no vectors."""
+    for label, model_class in classes.items():
+        if not issubclass(model_class, MappingRecommender):
+            raise ConfigError(f"embeddings: {label} carries no vector from one space to another; "
+                              f"leave it out")
 
 
 def true_target_vectors(run: Run) -> torch.Tensor:

@@ -10,7 +10,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from recbole_mmdiff.compare import cells as work
-from recbole_mmdiff.compare.embeddings import write_embeddings
+from recbole_mmdiff.compare.embeddings import check_models, write_embeddings
 from recbole_mmdiff.compare.identity import digest, run_identity
 from recbole_mmdiff.compare.plan import Cell, Comparison
 from recbole_mmdiff.compare.space import examples
@@ -19,6 +19,7 @@ from recbole_mmdiff.config import PASSES
 from recbole_mmdiff.config.sources import merge
 from recbole_mmdiff.errors import ConfigError, DataError, one_of
 from recbole_mmdiff.files import write_json
+from recbole_mmdiff.model.registry import get_model
 from recbole_mmdiff.quick_start import METRICS
 from recbole_mmdiff.report.plan import FORMAT, PLAN
 
@@ -52,6 +53,9 @@ def compare(config: str | Path, output: str | Path | None = None, overrides: dic
         raise ConfigError("tune: needs optuna; pip install 'recbole-mmdiff[tune]'")
     store = Path(output or Path("runs") / comparison.name)
     jobs = [_job(comparison, cell, overrides or {}, threads, store) for cell in comparison.cells()]
+    if comparison.embeddings:
+        check_models({label: get_model(comparison.models[label].get("model", label))
+                      for label in comparison.embeddings["models"]})
     store.mkdir(parents=True, exist_ok=True)
     with _only_here(store):
         write_json(_plan(comparison, jobs), store / PLAN)

@@ -9,7 +9,18 @@ from recbole_mmdiff.errors import ConfigError
 
 
 class Loader(yaml.SafeLoader):
-    """YAML that builds plain types only, and reads 1e-4 as a number."""
+    """YAML that builds plain types only, reads 1e-4 as a number, and refuses a key given twice."""
+
+    def compose_mapping_node(self, anchor):
+        """A mapping as it is written, before "<<" brings in others, whose keys may be overridden."""
+        node, seen = super().compose_mapping_node(anchor), set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key {key.value!r} is given twice", key.start_mark)
+                seen.add(key.value)
+        return node
 
 
 # YAML 1.1 takes "1e-4" for a string, because it has no dot; every user means the number.

@@ -67,7 +67,8 @@ class MF(StagedRecommender):
         factors = self.factorization.user_factors(user)
         if self.untrained_users == "start" or self.is_trained[user].all():
             return factors
-        trained = self.is_trained.nonzero().squeeze(-1)
+        # Whoever fine-tuning reaches is left out: it must not move anybody else.
+        trained = (self.is_trained & ~self.is_finetuned).nonzero().squeeze(-1)
         mean = self.factorization.user_factors(trained).mean(0)
         return torch.where(self.is_trained[user, None], factors, mean)
 

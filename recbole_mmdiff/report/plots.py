@@ -21,7 +21,7 @@ from recbole_mmdiff.report.results import Results
 from recbole_mmdiff.report.statistics import row_means, summarize
 from recbole_mmdiff.report.tables import missing_text, with_arrow
 
-PANELS_IN_A_ROW = 4
+PANELS_IN_A_ROW = 5
 #: place in an entry of the history -> what stands there
 _CURVES = {2: "training loss", 3: "validation score"}
 
@@ -51,7 +51,7 @@ def bar_plot(results: Results, table: str, metric: str, path: Path, pdf: bool = 
         there = [at for at, row in enumerate(rows) if row[model].n]
         handles.append(axes.bar(
             x[there], [rows[at][model].mean for at in there], 0.9 * width, color=colour,
-            yerr=[np.nan_to_num(rows[at][model].sd) for at in there], ecolor="#333333", capsize=2,
+            yerr=[rows[at][model].sd for at in there], ecolor="#333333", capsize=2,
             error_kw={"linewidth": 1}))
         for at in set(range(len(settings))) - set(there):
             axes.text(x[at], low + 0.02 * (high - low), missing_text(results, model, settings[at], table),
@@ -72,7 +72,8 @@ def _bar_range(rows) -> tuple[float, float]:
     low, high = min(end[0] for end in ends), max(end[1] for end in ends)
     room = 0.08 * (high - low) or 0.08 * abs(high) or 1
     if low > 0.5 * high > 0 and high > low:
-        return max(low - 4 * room, 0), high + room
+        # A difference of a few thousandths shall not look like one of a half.
+        return max(min(low - 4 * room, 0.95 * high), 0), high + room
     return min(low - room, 0) if low < 0 else 0, max(high + room, 0)
 
 
@@ -94,8 +95,8 @@ def loss_curves(results: Results, table: str, path: Path, pdf: bool = False) -> 
         math.isfinite(entry[column]) for history in histories.values() for entry in history)]
     if not shown:
         return []
-    columns, styles, lines = min(len(stages), PANELS_IN_A_ROW), line_styles(results.models(table)), {}
-    bands = -(-len(stages) // columns)
+    styles, lines = line_styles(results.models(table)), {}
+    bands, columns = _rows_and_columns(len(stages))
     figure = new_figure(2.2 + 3.3 * columns, 0.4 + 2.6 * bands * len(shown))
     for number, stage in enumerate(stages):
         band, place = divmod(number, columns)
@@ -140,12 +141,17 @@ def _first_histories(results: Results, table: str) -> tuple[str, int, dict[str, 
     return "", 0, {}
 
 
+def _rows_and_columns(count: int) -> tuple[int, int]:
+    """An even grid for so many panels."""
+    rows = -(-count // PANELS_IN_A_ROW)
+    return rows, -(-count // rows)
+
+
 def _panel_grid(count: int):
-    """Axes for so many panels, at most four in a row, and their figure."""
-    columns = min(count, PANELS_IN_A_ROW)
-    lines = -(-count // columns)
-    figure = new_figure(2.2 + 3.3 * columns, 0.4 + 2.8 * lines)
-    return [figure.add_subplot(lines, columns, number + 1) for number in range(count)], figure
+    """Axes for so many panels, and their figure."""
+    rows, columns = _rows_and_columns(count)
+    figure = new_figure(2.2 + 3.3 * columns, 0.4 + 2.8 * rows)
+    return [figure.add_subplot(rows, columns, number + 1) for number in range(count)], figure
 
 
 def sweeps(results: Results) -> list[tuple[str, str, str]]:

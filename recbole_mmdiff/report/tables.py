@@ -133,8 +133,18 @@ def _row(results, table, setting, metric, ours, tests) -> list[Entry]:
             continue
         remark = f"{summary.n}/{planned} seeds" if summary.n < planned else ""
         entries.append(Entry(mean_and_sd(summary, decimals), marks.get(model, ""), model in stars, remark))
+    return [*entries, _improvement(results, means, table, setting, metric, ours)]
+
+
+def _improvement(results, means, table, setting, metric, ours) -> Entry:
+    """Means over other seeds are means over other users, which the remark says."""
     percent = improvement(means, metric, ours)
-    return [*entries, Entry(NONE if math.isnan(percent) else f"{percent:+.2f}")]
+    if math.isnan(percent):
+        return Entry(NONE)
+    seeds = [{seed for seed, value in results.values(model, setting, table, metric).items()
+              if not math.isnan(value)}
+             for model in (best_model(means, metric, side) for side in sides(means, metric, ours))]
+    return Entry(f"{percent:+.2f}", remark="" if seeds[0] == seeds[1] else "unequal seeds")
 
 
 def mean_and_sd(summary: Summary, decimals: int) -> str:

@@ -125,3 +125,17 @@ def test_every_shipped_file_parses_and_comments_each_key():
         for line in path.read_text(encoding="utf-8").splitlines():
             if line and not line.startswith(("#", " ")):
                 assert "# (" in line, f"{path}: {line}"
+
+
+def test_a_key_given_twice_is_refused(tmp_path):
+    """YAML's readers let the last one win, and a model of a comparison is gone without a word."""
+    path = tmp_path / "twice.yaml"
+    path.write_text("models:\n  MF: {epochs: 1}\n  MF: {epochs: 2}\n")
+    with pytest.raises(ConfigError, match="twice.yaml.*'MF' is given twice"):
+        read_yaml(path)
+
+
+def test_merged_mappings_may_be_overridden(tmp_path):
+    path = tmp_path / "merged.yaml"
+    path.write_text("a: &a {x: 1, y: 2}\nb: &b {<<: *a, x: 3}\nc: {<<: *b, y: 4}\n")
+    assert read_yaml(path) == {"a": {"x": 1, "y": 2}, "b": {"x": 3, "y": 2}, "c": {"x": 3, "y": 4}}
