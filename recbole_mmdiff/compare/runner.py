@@ -96,7 +96,7 @@ def _job(comparison: Comparison, cell: Cell, overrides: dict, threads: int, stor
 def check_metrics(config, metrics: list[str]) -> None:
     """A metric that no run computes would be an empty row after hours."""
     for name in metrics:
-        kind, _, metric = name.partition(".")
+        kind = name.partition(".")[0]
         known = {f"{kind}.{key}" for key in _metrics_of(config, kind)}
         if known:
             one_of("metrics", name, sorted(known))

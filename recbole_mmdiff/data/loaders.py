@@ -68,6 +68,7 @@ class StageLoader(AbstractDataLoader):
         uniforms = keyed_uniform(batch[SAMPLE_ID], self.negatives,
                                  fold_in(self.seed, self.epoch, 1), torch.float64)
         drawn = self.known.sample_unknown(batch[uid], uniforms).T.reshape(-1)
+        batch.setdefault(self.config["RATING_FIELD"], torch.ones(len(batch[uid])))
         copies = {field: values.repeat(self.negatives, *[1] * (values.dim() - 1))
                   for field, values in batch.items()}
         copies[iid] = drawn

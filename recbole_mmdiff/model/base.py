@@ -8,7 +8,7 @@ from recbole.model.abstract_recommender import GeneralRecommender
 from recbole.utils import InputType, ModelType
 from torch import Tensor, nn
 
-from recbole_mmdiff.errors import DataError
+from recbole_mmdiff.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True)
@@ -90,9 +90,10 @@ class StagedRecommender(GeneralRecommender):
         chosen on their later rows); None if the model takes those rows in otherwise.
 
         Raises:
-            NotImplementedError: the model cannot be fine-tuned.
+            ConfigError: the model cannot be fine-tuned.
         """
-        raise NotImplementedError
+        raise ConfigError(f"finetune_epochs: {type(self).__name__} cannot be fine-tuned; set it to 0, "
+                          f"which leaves the held-out users cold")
 
     def _finetuning(self, loss: Callable[..., Tensor], parameters: Iterable[nn.Parameter],
                     prepare: Callable[[], None] | None = None) -> Stage:
@@ -144,3 +145,23 @@ def finetuned_users(dataset) -> Tensor:
     if finetune is not None:
         mask[finetune.inter_feat[finetune.uid_field]] = True
     return mask
+
+
+class FinetunedOffset(nn.Module):
+    """Vectors (size,) that fine-tuning adds to those of held-out users; nothing without such users.
+
+    Zero at first, so that fine-tuning starts from what the model predicts without it.
+    """
+
+    def __init__(self, dataset, size: int):
+        super().__init__()
+        users = finetuned_users(dataset).nonzero().squeeze(-1)
+        place = torch.zeros(dataset.user_num, dtype=torch.int64)
+        place[users] = torch.arange(1, len(users) + 1)
+        self.register_buffer("place", place, persistent=False)
+        # Row 0 is everybody else's, and stays.
+        self.table = nn.Parameter(torch.zeros(len(users) + 1, size)) if len(users) else None
+
+    def forward(self, user: Tensor) -> Tensor | float:
+        """(b, size): what is added to the vectors of users (b,)."""
+        return 0.0 if self.table is None else self.table[self.place[user]]

@@ -14,6 +14,12 @@ MODELS = {
     "CMF": "recbole_mmdiff.model.cmf",
     "EMCDR": "recbole_mmdiff.model.emcdr",
     "DiffCDR": "recbole_mmdiff.model.diffcdr",
+    "SSCDR": "recbole_mmdiff.model.sscdr",
+    "LACDR": "recbole_mmdiff.model.lacdr",
+    "PTUPCDR": "recbole_mmdiff.model.ptupcdr",
+    "CoNet": "recbole_mmdiff.model.conet",
+    "BiTGCF": "recbole_mmdiff.model.bitgcf",
+    "P2M2CDR": "recbole_mmdiff.model.p2m2cdr",
 }
 _registered: dict[str, type] = {}
 

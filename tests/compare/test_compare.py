@@ -151,5 +151,5 @@ def test_on_ray(write_comparison, tmp_path):
 
 
 def test_unknown_executor(write_comparison, tmp_path):
-    with pytest.raises(ConfigError, match="executor: 'rya'.*did you mean 'ray'"):
+    with pytest.raises(ConfigError, match=r"executor: 'rya'.*did you mean 'ray'"):
         compare(write_comparison(), tmp_path / "store", executor="rya")

@@ -131,7 +131,7 @@ def test_a_key_given_twice_is_refused(tmp_path):
     """YAML's readers let the last one win, and a model of a comparison is gone without a word."""
     path = tmp_path / "twice.yaml"
     path.write_text("models:\n  MF: {epochs: 1}\n  MF: {epochs: 2}\n")
-    with pytest.raises(ConfigError, match="twice.yaml.*'MF' is given twice"):
+    with pytest.raises(ConfigError, match=r"twice.yaml.*'MF' is given twice"):
         read_yaml(path)
 
 

@@ -116,7 +116,8 @@ def test_negatives_of_an_item_are_spread_over_the_unknown_ones(config, train):
 
 def test_kinds_of_stage_data(config, train):
     names = train.field2id_token["user_id"]
-    rows = {kind: stage_loader(config, train, kind, 64, 0).rows for kind in STAGE_DATA}
+    kinds = set(STAGE_DATA) - {"finetune"}      # There are such rows under warm_start alone.
+    rows = {kind: stage_loader(config, train, kind, 64, 0).rows for kind in kinds}
     assert len(rows["target"]) == len(train)
     assert len(rows["source"]) == len(train.source)
     linked = set(train.overlap_users().tolist())
@@ -165,3 +166,114 @@ def test_data_that_are_not_there(config, train, tiny_pair, tiny_config, atomic, 
     assert len(stage_loader(single, part, "target", 10, 0).rows) == len(part)
     with pytest.raises(ConfigError, match="'source' needs a source and a target domain"):
         stage_loader(single, part, "source", 10, 0)
+
+
+# ---- both domains in step ---------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def both(tiny_config):
+    """``both(size, seed, negatives, model)``: the loader of both domains, and the data."""
+
+    def build(size=64, seed=4, negatives=2, model="MF"):
+        config = Config(config_dict=tiny_config(model, train_neg_ratio=negatives))
+        train = prepare_parts(config).train
+        return stage_loader(config, train, "both", size, seed), train
+
+    return build
+
+
+def sampled(batches, prefix):
+    """sample id -> (user, item, rating, negatives) of a domain; a sample comes once."""
+    found = {}
+    for batch in batches:
+        rows = zip(batch[f"{prefix}sample_id"], batch[f"{prefix}user_id"],
+                   batch[f"{prefix}item_id"], batch[f"{prefix}rating"],
+                   batch[f"{prefix}neg_item_id"], strict=True)
+        for sample, *row in rows:
+            assert sample not in found
+            found[sample] = row
+    return found
+
+
+@pytest.mark.parametrize("size", [1, 64, 10**6])
+def test_an_epoch_of_both_domains_is_the_larger_one(size, both):
+    loader, train = both(size)
+    small, large = sorted((len(train), len(train.source)))
+    assert small < large < 2 * small, "the smaller domain begins again, and stops on the way"
+    batches = epoch_of(loader, 0)
+    assert len(loader) == len(batches) == -(-large // size)
+    for batch in batches[:-1]:
+        assert {len(values) for values in batch.values()} == {size}
+    for prefix, domain in (("", train), ("source_", train.source)):
+        rows, count = sampled(batches, prefix), len(domain)
+        for sample, (user, item, rating, _) in rows.items():
+            assert (user, item, rating) == tuple(
+                domain.inter_feat[field][sample % count].item()
+                for field in ("user_id", "item_id", "rating"))
+        times = Counter(sample % count for sample in rows)
+        assert len(rows) == large and set(times) == set(range(count))
+        assert max(times.values()) == -(-large // count)
+
+
+def test_both_domains_are_a_function_of_seed_and_epoch(both):
+    def epochs(size, seed):
+        loader, _ = both(size, seed)
+        return [[sampled(epoch_of(loader, epoch), prefix) for prefix in ("", "source_")]
+                for epoch in (0, 1)]
+
+    torch.manual_seed(0)
+    first = epochs(100, 9)
+    torch.manual_seed(1)
+    again = epochs(17, 9)
+    assert again == first, "neither on the stream of random numbers nor on the batch size"
+    assert [[list(rows) for rows in epoch] for epoch in again] \
+        == [[list(rows) for rows in epoch] for epoch in first]
+    assert first[0] != first[1] and epochs(100, 10)[0] != first[0]
+    loader, train = both(100, 9)
+    small = min(len(train), len(train.source))
+    target, source = ([sample % small for sample in rows][:small] for rows in first[0])
+    assert target != source, "each domain has a permutation of its own"
+    assert sampled(epoch_of(loader, 1), "") == first[1][0], "whatever epoch came before"
+
+
+def test_negatives_of_both_domains_are_unknown_in_their_domain(both):
+    loader, train = both(negatives=3)
+    batches = epoch_of(loader, 1)
+    for prefix, domain in (("", train), ("source_", train.source)):
+        known = set(zip(domain.inter_feat["user_id"].tolist(),
+                        domain.inter_feat["item_id"].tolist(), strict=True))
+        rows, drawn = sampled(batches, prefix), np.zeros(domain.item_num)
+        for user, item, _, negatives in rows.values():
+            assert (user, item) in known and len(negatives) == 3
+            for negative in negatives:
+                assert (user, negative) not in known and 1 <= negative < domain.item_num
+                drawn[negative] += 1
+        assert drawn[1:].min() > 0
+        if len(domain) < len(rows):
+            again = [sample for sample in rows if sample >= len(domain)]
+            assert any(rows[sample][3] != rows[sample - len(domain)][3] for sample in again), \
+                "a row that comes again is a sample of its own"
+
+
+def test_a_ranking_model_sees_the_positive_rows_of_both_domains(both):
+    loader, train = both(model="BiTGCF", negatives=1)
+    batches = epoch_of(loader, 0)
+    for prefix, domain in (("", train), ("source_", train.source)):
+        positive = {pair for *pair, rating in zip(
+            domain.inter_feat["user_id"].tolist(), domain.inter_feat["item_id"].tolist(),
+            domain.ratings.tolist(), strict=True) if rating >= 4
+            for pair in [tuple(pair)]}
+        seen = {tuple(row[:2]) for row in sampled(batches, prefix).values()}
+        assert seen == positive
+    assert min(train.source.ratings) < 4, "the source's other rows are still there"
+
+
+def test_both_domains_without_negatives_or_without_one_domain(both, tiny_config):
+    batches = epoch_of(both(negatives=0)[0], 0)
+    assert not [field for field in batches[0] if "neg_" in field]
+    with pytest.raises(DataError, match="positive_rating: no rating of src reaches"):
+        config = Config(config_dict=tiny_config(
+            "BiTGCF", target_domain={"dataset": "tgt", "positive_rating": 4.0},
+            positive_rating=4.0, source_domain={"dataset": "src", "positive_rating": 6.0}))
+        stage_loader(config, prepare_parts(config).train, "both", 10, 0)

@@ -24,6 +24,29 @@ from recbole_mmdiff.trainer import StagedTrainer
 KEY_LINE = re.compile(r"^(\w+):.*?\s#\s*\S")
 
 
+class Popularity:
+    """Scores an item by the number of its positive training rows, for every user."""
+
+    predicts_ratings, device = False, torch.device("cpu")
+
+    def __init__(self, parts):
+        rows = parts.observed.inter_feat[parts.observed.iid_field][parts.observed.positive_rows()]
+        self.counts = torch.bincount(rows, minlength=parts.test.item_num).float()
+
+    def eval(self):
+        return self
+
+    def full_sort_predict(self, interaction):
+        return self.counts.repeat(len(interaction))
+
+
+def popularity_ndcg(run_of_model) -> float:
+    """NDCG@10 on the test users of a run, of items ranked by popularity."""
+    evaluator = Evaluator(run_of_model.config, run_of_model.parts)
+    found = evaluator.evaluate(Popularity(run_of_model.parts), "test", ["ranking_full"])
+    return found.metrics["ranking_full"]["ndcg@10"]
+
+
 class ModelContract:
     """Tests of one model; a subclass ``Test<Model>`` names it.
 
@@ -33,6 +56,8 @@ class ModelContract:
         accurate_keys: laid over ``keys`` for a run that is long enough to learn something.
         transfers: whether it tells a cold-start user from another.
         best_rmse_ratio: upper bound of its RMSE over the item mean's, on the tiny pair.
+        least_ndcg_ratio: of a ranking model instead: lower bound of its NDCG@10 over that of items
+            ranked by their number of positive training rows.
     """
 
     model = ""
@@ -40,6 +65,7 @@ class ModelContract:
     accurate_keys: dict = {}
     transfers = True
     best_rmse_ratio = 1.0
+    least_ndcg_ratio = 1.0
 
     # ---- runs that the tests share ------------------------------------------------------------
 
@@ -94,6 +120,10 @@ class ModelContract:
         assert not seen & set(self.cold_users(short.parts).tolist())
 
     def test_accuracy_band(self, accurate):
+        if not get_model(self.model).predicts_ratings:
+            ndcg = accurate.metrics["test"]["ranking_full"]["ndcg@10"]
+            assert ndcg > self.least_ndcg_ratio * popularity_ndcg(accurate)
+            return
         rmse = accurate.metrics["test"]["rating"]["rmse"]
         assert rmse < self.best_rmse_ratio * item_mean_rmse(accurate.parts)
 

@@ -27,7 +27,8 @@ def keys_of(model: str, **keys) -> dict:
 
 
 def finetuned_users(parts) -> torch.Tensor:
-    return torch.unique(parts.observed.finetune.inter_feat[parts.observed.uid_field])
+    """Of a ranking model, those with a positive row."""
+    return torch.unique(parts.train.finetune.inter_feat[parts.observed.uid_field])
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,182 @@
+"""BiTGCF: bi-directional transfer graph collaborative filtering."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from recbole_mmdiff.data.loaders import rows_of_both_domains
+from recbole_mmdiff.errors import ConfigError, one_of
+from recbole_mmdiff.graph import bipartite_adjacency, propagate
+from recbole_mmdiff.model.base import FinetunedOffset, Stage, StagedRecommender
+
+DOMAINS = ("target", "source")
+
+
+class BiTGCF(StagedRecommender):
+    """A graph of users and items in each domain; linked users are mixed after every layer.
+
+    Feature propagation in each domain, without weights and activation: with A the normalised
+    adjacency, E' = E + A E + E * A E (* elementwise). Feature transfer for a linked user with
+    degrees n_s and n_t: the common features (n_s e_s + n_t e_t) / (n_s + n_t), the domain's own
+    features lambda e_t + (1 - lambda) e_s (in the source with the roles changed), and the new
+    vector is the mean of the two. The L2-normalised vectors of all layers, after the start vector,
+    are concatenated (``layers: concat``) or averaged (``mean``); a score is their inner product.
+    Both domains learn together, by binary cross-entropy of training rows against sampled items.
+
+    Deviations:
+        - The paper ranks users with training rows in both domains. Here the start vector of a user
+          without training rows in a domain is zero there instead of untrained, so that transfer
+          alone speaks: of a cold-start user, what the source graph says.
+        - Transfer also mixes the start vectors (``transfer_start``; False is the paper's form), or
+          nothing would stand in a cold-start user's part of the score that they make.
+        - No dropout of messages: the L2 penalty regularises.
+        - The penalty is the mean squared length of the batch's start vectors in both domains.
+        - The best epoch is chosen on validation users.
+    """
+
+    citation = ("Liu, Li, Li and Pan: Cross Domain Recommendation via Bi-directional Transfer Graph "
+                "Collaborative Filtering Networks. CIKM 2020.")
+    needs_source = True
+    predicts_ratings = False
+    domain_views = ("target",)
+
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        self.epochs = config["epochs"]
+        self.num_layers, self.reg_weight = config["num_layers"], config["reg_weight"]
+        self.lambdas = {"target": config["lambda_target"], "source": config["lambda_source"]}
+        self.layers = one_of("layers", config["layers"], ("concat", "mean"))
+        self.transfer_start = config["transfer_start"]
+        if not config["train_neg_ratio"]:
+            raise ConfigError("train_neg_ratio: is 0, but BiTGCF learns from positive rows against "
+                              "sampled items; set it to 1 or more")
+        self.num_linked = dataset.num_overlap
+        domains = zip(DOMAINS, (dataset, dataset.source), rows_of_both_domains(config, dataset),
+                      strict=True)
+        self.sizes, self.tables = {}, nn.ModuleDict()
+        for name, domain, rows in domains:
+            users, items = rows[domain.uid_field], rows[domain.iid_field]
+            sizes = self.sizes[name] = [domain.user_num, domain.item_num]
+            self.tables[name] = nn.Embedding(sum(sizes), config["embedding_size"])
+            nn.init.normal_(self.tables[name].weight, std=config["init_std"])
+            self.register_buffer(f"{name}_adjacency", bipartite_adjacency(users, items, *sizes),
+                                 persistent=False)
+            degree = torch.bincount(users, minlength=sizes[0])[:, None].float()
+            self.register_buffer(f"{name}_degree", degree, persistent=False)
+        width = config["embedding_size"] * (self.num_layers + 1 if self.layers == "concat" else 1)
+        self.user_offset = FinetunedOffset(dataset, width)
+        self._propagated: dict[str, tuple[Tensor, Tensor]] = {}
+        self.register_load_state_dict_post_hook(lambda model, keys: model._propagated.clear())
+
+    def _apply(self, fn, recurse=True):
+        self._propagated.clear()     # Moved or cast weights: what was computed from them is stale.
+        return super()._apply(fn, recurse)
+
+    def train(self, mode: bool = True):
+        """Training will change the weights, so that what was propagated is dropped."""
+        self._propagated.clear()
+        return super().train(mode)
+
+    def stages(self) -> list[Stage]:
+        """One stage over the training rows of both domains."""
+        return [Stage("both", "both", (self.ranking_loss,), self.parameters(), self.epochs)]
+
+    def finetuning_stage(self) -> Stage:
+        """What is learned is added to the propagated vectors of the held-out users: edges of theirs
+        would change the vectors of everybody, and so would ``finetune_items``, which is not read."""
+        return self._finetuning(self.finetuning_loss, self.user_offset.parameters())
+
+    def finetuning_loss(self, interaction) -> Tensor:
+        """Cross-entropy of target rows and of the items sampled for them (rating 0)."""
+        user = interaction[self.USER_ID]
+        if "frozen" not in self._propagated:
+            with torch.no_grad():
+                self._propagated["frozen"] = self.all_vectors()["target"]
+        users, items = self._propagated["frozen"]
+        scores = ((users[user] + self.user_offset(user)) * items[interaction[self.ITEM_ID]]).sum(-1)
+        penalty = self.user_offset(user).square().sum(-1).mean()
+        return functional.binary_cross_entropy_with_logits(
+            scores, (interaction[self.RATING] > 0).float()) + self.reg_weight * penalty
+
+    # ---- propagation and transfer --------------------------------------------------------------
+
+    def _start(self, name: str) -> Tensor:
+        """Start vectors of all users and items of a domain, users without rows at zero."""
+        users, items = self.tables[name].weight.split(self.sizes[name])
+        return torch.cat([users * (getattr(self, f"{name}_degree") > 0), items])
+
+    def transfer(self, target: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
+        """The layer's vectors of both domains with linked users mixed, shapes as they were."""
+        linked = slice(1, self.num_linked + 1)
+        vectors = {"target": target[linked], "source": source[linked]}
+        degrees = {name: getattr(self, f"{name}_degree")[linked] for name in DOMAINS}
+        total = sum(degrees.values()).clamp(min=1)
+        common = sum(degrees[name] / total * vectors[name] for name in DOMAINS)
+        mixed = []
+        for name, other, whole in (("target", "source", target), ("source", "target", source)):
+            weight = self.lambdas[name]
+            own = weight * vectors[name] + (1 - weight) * vectors[other]
+            mixed.append(torch.cat([whole[:1], (common + own) / 2, whole[linked.stop:]]))
+        return mixed[0], mixed[1]
+
+    def all_vectors(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """domain -> vectors of users (n_users, k) and of items (n_items, k)."""
+        layer = {name: self._start(name) for name in DOMAINS}
+        if self.transfer_start:
+            layer = dict(zip(DOMAINS, self.transfer(*layer.values()), strict=True))
+        layers = {name: [layer[name]] for name in DOMAINS}
+        for _ in range(self.num_layers):
+            for name in DOMAINS:
+                message = propagate(getattr(self, f"{name}_adjacency"), layer[name])
+                layer[name] = layer[name] + message + layer[name] * message
+            layer = dict(zip(DOMAINS, self.transfer(*layer.values()), strict=True))
+            for name in DOMAINS:
+                layers[name].append(functional.normalize(layer[name], dim=-1))
+        joined = {name: torch.cat(layers[name], -1) if self.layers == "concat"
+                  else torch.stack(layers[name]).mean(0) for name in DOMAINS}
+        return {name: tuple(joined[name].split(self.sizes[name])) for name in DOMAINS}
+
+    # ---- the loss ------------------------------------------------------------------------------
+
+    def ranking_loss(self, interaction) -> Tensor:
+        """Cross-entropy of the rows of both domains and of the items sampled for them, and the
+        penalty."""
+        with torch.autocast(self.device.type, enabled=False):     # There is no sparse half.
+            vectors = self.all_vectors()
+            return sum(self._domain_loss(interaction, name, *vectors[name]) for name in DOMAINS)
+
+    def _domain_loss(self, interaction, name: str, users: Tensor, items: Tensor) -> Tensor:
+        prefix = "source_" if name == "source" else ""
+        user = interaction[prefix + self.USER_ID]
+        item = torch.cat([interaction[prefix + self.ITEM_ID][:, None],
+                          interaction[prefix + self.NEG_ITEM_ID]], dim=1)
+        scores = (users[user][:, None] * items[item]).sum(-1)
+        labels = torch.zeros_like(scores)
+        labels[:, 0] = 1
+        loss = functional.binary_cross_entropy_with_logits(scores, labels)
+        start_users, start_items = self.tables[name].weight.split(self.sizes[name])
+        penalty = start_users[user].square().sum(-1).mean() \
+            + start_items[item].square().sum(-1).mean()
+        return loss + self.reg_weight * penalty
+
+    # ---- scores --------------------------------------------------------------------------------
+
+    def _vectors(self) -> tuple[Tensor, Tensor]:
+        if self.training:
+            return self.all_vectors()["target"]
+        if not self._propagated:
+            with torch.no_grad():
+                self._propagated.update(self.all_vectors())
+        return self._propagated["target"]
+
+    def user_factors(self, user: Tensor) -> Tensor:
+        """(b, k): propagated vectors of users, and what fine-tuning added to them."""
+        return self._vectors()[0][user] + self.user_offset(user)
+
+    def item_factors(self, item: Tensor) -> Tensor:
+        """(b, k): propagated vectors of items."""
+        return self._vectors()[1][item]
+
+    def item_offset(self, item: Tensor) -> Tensor:
+        """(b,): 0."""
+        return torch.zeros(len(item), device=item.device)

@@ -1,0 +1,119 @@
+"""What P2M2-CDR is made of: the encoder of a domain, Laplace noise, contrastive losses."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from recbole_mmdiff.diffusion import keyed_uniform
+from recbole_mmdiff.graph import mean_of_items
+
+Parts = tuple[Tensor, Tensor]
+
+
+class DomainEncoder(nn.Module):
+    """Ids and modalities of one domain, and the common and specific parts of its users.
+
+    Args:
+        dataset: of the domain; its training rows give the users' means of features.
+        rating_field: the column of ratings.
+        embedding_size, disentangled_size: length of id vectors; of c, s and v.
+        init_std: standard deviation of the start of id vectors.
+        modalities: as ``item_modalities`` gives them.
+        policy: ``drop_item`` leaves items without a row out; any other takes them as filled in.
+    """
+
+    def __init__(self, dataset, rating_field: str, embedding_size: int, disentangled_size: int,
+                 init_std: float, modalities: dict[str, tuple[Tensor, Tensor]], policy: str):
+        super().__init__()
+        users, items = (dataset.inter_feat[f] for f in (dataset.uid_field, dataset.iid_field))
+        self.user_embedding = nn.Embedding(dataset.user_num, embedding_size)
+        self.item_embedding = nn.Embedding(dataset.item_num, embedding_size)
+        for table in (self.user_embedding, self.item_embedding):
+            nn.init.normal_(table.weight, std=init_std)
+        self.item_bias = nn.Embedding(dataset.item_num, 1)
+        nn.init.zeros_(self.item_bias.weight)
+        self.register_buffer("mean", dataset.inter_feat[rating_field].mean())
+        self.modalities = list(modalities)
+        self.of_items, self.of_users = nn.ModuleDict(), nn.ModuleDict()
+        for name, (features, missing) in modalities.items():
+            has = ~missing if policy == "drop_item" else torch.ones_like(missing)
+            has[0] = False
+            features, rows = standardized(features, has), has[items]
+            mean, _ = mean_of_items(users[rows], items[rows], dataset.user_num, dataset.item_num)
+            known = torch.bincount(users[rows], minlength=dataset.user_num) > 0
+            for key, value in (("item", features), ("user", standardized(mean @ features, known)),
+                               ("item_has", has[:, None]), ("user_has", known[:, None])):
+                self.register_buffer(f"{key}_{name}", value, persistent=False)
+            self.of_items[name] = nn.Linear(features.shape[1], embedding_size)
+            self.of_users[name] = nn.Linear(features.shape[1], embedding_size)
+        self.common, self.specific, self.item_layer = (
+            nn.Linear(embedding_size, disentangled_size) for _ in range(3))
+        self.user_bias = nn.Linear(disentangled_size, 1, bias=False)
+
+    def _with_modalities(self, kind: str, vectors: Tensor, layers: nn.ModuleDict,
+                         ids: Tensor) -> Tensor:
+        for name in self.modalities:
+            features, has = (getattr(self, f"{key}_{name}")[ids] for key in (kind, f"{kind}_has"))
+            vectors = vectors + has * layers[name](features).relu()
+        return vectors
+
+    def users(self, user: Tensor) -> Tensor:
+        """(b, d): u, of ids and modalities."""
+        return self._with_modalities("user", self.user_embedding(user), self.of_users, user)
+
+    def disentangle(self, users: Tensor) -> Parts:
+        """c and s (b, k) of u (b, d)."""
+        return self.common(users).relu(), self.specific(users).relu()
+
+    def user_factors(self, vectors: Tensor) -> Tensor:
+        """(b, k + 1): [z, <w, z>] of z (b, k)."""
+        return torch.cat([vectors, self.user_bias(vectors)], -1)
+
+    def item_factors(self, item: Tensor) -> Tensor:
+        """(b, k + 1): [v_i, 1] of items (b,)."""
+        items = self._with_modalities("item", self.item_embedding(item), self.of_items, item)
+        return functional.pad(self.item_layer(items), (0, 1), value=1.0)
+
+    def item_offset(self, item: Tensor) -> Tensor:
+        """(b,): mu + b_i of items (b,)."""
+        return self.mean + self.item_bias(item).squeeze(-1)
+
+
+def standardized(matrix: Tensor, rows: Tensor) -> Tensor:
+    """Columns centred and scaled over the marked rows (n,) of (n, d), all other rows zero."""
+    found = matrix[rows]
+    scale = found.std(0, correction=0).clamp(min=1e-6)
+    result = torch.zeros_like(matrix)
+    result[rows] = (found - found.mean(0)) / scale
+    return result
+
+
+def keyed_laplace(keys: Tensor, dim: int, seed: int, scale: float) -> Tensor:
+    """Laplace noise (n, dim) in float64 around 0, a function of (seed, key, column)."""
+    # Half a unit keeps the logarithm finite.
+    centred = keyed_uniform(keys, dim, seed, torch.float64) + 2.0**-25 - 0.5
+    return -scale * centred.sign() * torch.log1p(-2 * centred.abs())
+
+
+def intra_domain_loss(common: Tensor, specific: Tensor, common_view: Tensor, specific_view: Tensor,
+                      temperature: float) -> Tensor:
+    """Two views (b, k) of the parts of users in one domain: c with c, s with s, against c with s."""
+    positive = [(common, common_view), (specific, specific_view)]
+    negative = [(common, specific), (common, specific_view), (specific, common_view),
+                (specific_view, common_view)]
+    return _contrast(positive, negative, temperature)
+
+
+def inter_domain_loss(source_common: Tensor, source_specific: Tensor, target_common: Tensor,
+                      target_specific: Tensor, temperature: float) -> Tensor:
+    """The parts (b, k) of the same users in two domains: c with c, against s."""
+    return _contrast([(source_common, target_common)],
+                     [(source_common, target_specific), (source_specific, target_specific)],
+                     temperature)
+
+
+def _contrast(positive: list[Parts], negative: list[Parts], temperature: float) -> Tensor:
+    """Mean over users of -log(P / (P + N)), sums of exp(cosine / temperature) over the pairs."""
+    cosines = torch.stack([functional.cosine_similarity(*pair) for pair in positive + negative])
+    logits = cosines / temperature
+    return (logits.logsumexp(0) - logits[:len(positive)].logsumexp(0)).mean()

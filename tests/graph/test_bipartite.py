@@ -1,0 +1,67 @@
+"""The sparse matrices of users and items against dense ones."""
+
+import numpy as np
+import pytest
+import torch
+
+from recbole_mmdiff.graph import bipartite_adjacency, mean_of_items, propagate, sparse_matrix
+
+USERS, ITEMS = 5, 4
+#: one pair twice; user 0 and 4 and item 3 have nothing
+PAIRS = [(1, 0), (1, 2), (2, 0), (3, 1), (3, 2), (3, 0), (1, 2)]
+
+
+@pytest.fixture
+def edges():
+    users, items = torch.tensor(PAIRS).T
+    return users, items
+
+
+def dense_interactions():
+    table = np.zeros((USERS, ITEMS))
+    for user, item in PAIRS:
+        table[user, item] = 1.0
+    return table
+
+
+def test_adjacency_is_symmetrically_normalised(edges):
+    table, expected = dense_interactions(), np.zeros((USERS + ITEMS, USERS + ITEMS))
+    for user in range(USERS):
+        for item in range(ITEMS):
+            if table[user, item]:
+                value = 1 / np.sqrt(table[user].sum() * table[:, item].sum())
+                expected[user, USERS + item] = expected[USERS + item, user] = value
+    found = bipartite_adjacency(*edges, USERS, ITEMS)
+    assert found.layout == torch.sparse_csr
+    np.testing.assert_allclose(found.to_dense(), expected, rtol=1e-6)
+
+
+def test_mean_of_items(edges):
+    table = dense_interactions()
+    expected = table / np.maximum(table.sum(1, keepdims=True), 1)
+    mean, transposed = mean_of_items(*edges, USERS, ITEMS)
+    np.testing.assert_allclose(mean.to_dense(), expected, rtol=1e-6)
+    np.testing.assert_allclose(transposed.to_dense(), expected.T, rtol=1e-6)
+
+
+def test_no_interaction_at_all():
+    nothing = torch.zeros(0, dtype=torch.int64)
+    assert bipartite_adjacency(nothing, nothing, 2, 3).to_dense().abs().sum() == 0
+    assert mean_of_items(nothing, nothing, 2, 3)[0].shape == (2, 3)
+
+
+def test_sparse_matrix_in_any_order():
+    rows, columns = torch.tensor([2, 0, 2]), torch.tensor([1, 3, 0])
+    found = sparse_matrix(rows, columns, torch.tensor([1.0, 2.0, 3.0]), (3, 4))
+    assert found.to_dense().tolist() == [[0, 0, 0, 2], [0, 0, 0, 0], [3, 1, 0, 0]]
+
+
+def test_propagation_and_its_gradient(edges):
+    adjacency = bipartite_adjacency(*edges, USERS, ITEMS).double()
+    mean, transposed = (matrix.double() for matrix in mean_of_items(*edges, USERS, ITEMS))
+    nodes = torch.randn(USERS + ITEMS, 3, dtype=torch.float64, requires_grad=True)
+    items = torch.randn(ITEMS, 3, dtype=torch.float64, requires_grad=True)
+    torch.testing.assert_close(propagate(adjacency, nodes), adjacency.to_dense() @ nodes)
+    torch.testing.assert_close(propagate(mean, items, transposed), mean.to_dense() @ items)
+    assert torch.autograd.gradcheck(lambda x: propagate(adjacency, x), nodes)
+    assert torch.autograd.gradcheck(lambda x: propagate(mean, x, transposed), items)
