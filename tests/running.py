@@ -10,6 +10,12 @@ from recbole_mmdiff.quick_start import run
 
 #: a short pretraining for the models that have one
 PRETRAINING = {"pretrain_epochs": 3, "pretrain_batch_size": 256}
+#: a base factorisation that is long enough to transfer something
+LEARNING = {"pretrain_epochs": 60, "pretrain_learning_rate": 0.01, "reg_weight": 0.02, "epochs": 60,
+            "valid_metric": "RMSE"}
+#: the forms of the base that every mapping model must work with
+BASES = [{"biases": biases, "standardize": standardize}
+         for biases in (True, False) for standardize in (True, False)]
 #: the target domain of the pair alone, divided by RecBole
 SINGLE = {"dataset": "tgt", "source_domain": None, "target_domain": None,
           "load_col": {"inter": ["user_id", "item_id", "rating", "timestamp"]},
@@ -57,3 +63,13 @@ def item_mean_rmse(parts) -> float:
         means[number] = rating[item == number].mean()
     test = parts.test.inter_feat[parts.test.iid_field].numpy()
     return float(np.sqrt(np.mean((means[test] - parts.test.ratings.double().numpy())**2)))
+
+
+def slope(function, array, index, step: float = 1e-5) -> float:
+    """Central difference of ``function()`` in one number of ``array``."""
+    values = []
+    for sign in (1, -1):
+        array[index] += sign * step
+        values.append(function())
+        array[index] -= sign * step
+    return (values[0] - values[1]) / (2 * step)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from contract import ModelContract
 from recbole.data.interaction import Interaction
-from running import PRETRAINING, run_keys
+from running import LEARNING, PRETRAINING, run_keys
 from torch import nn
 
 from recbole_mmdiff.config import Config
@@ -27,8 +27,7 @@ class TestDiffCDR(ModelContract):
 
     model = "DiffCDR"
     keys = PRETRAINING
-    accurate_keys = {"pretrain_epochs": 60, "pretrain_learning_rate": 0.01, "reg_weight": 0.02,
-                     "epochs": 60, "valid_metric": "RMSE", "learning_rate": 0.003, "stopping_step": 20}
+    accurate_keys = {**LEARNING, "learning_rate": 0.003, "stopping_step": 20}
     best_rmse_ratio = 0.9
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from contract import ModelContract
 from recbole.data.interaction import Interaction
-from running import PRETRAINING, run_keys
+from running import LEARNING, PRETRAINING, run_keys
 
 
 class TestEMCDR(ModelContract):
@@ -13,8 +13,7 @@ class TestEMCDR(ModelContract):
 
     model = "EMCDR"
     keys = PRETRAINING
-    accurate_keys = {"pretrain_epochs": 60, "pretrain_learning_rate": 0.01, "reg_weight": 0.02,
-                     "epochs": 60, "valid_metric": "RMSE"}
+    accurate_keys = LEARNING
     best_rmse_ratio = 0.95
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from contract import ModelContract
 from recbole.data.interaction import Interaction
-from running import PRETRAINING, run_keys
+from running import BASES, LEARNING, PRETRAINING, run_keys, slope
 from torch import nn
 
 from recbole_mmdiff.config import Config
@@ -13,17 +13,13 @@ from recbole_mmdiff.data.preparation import prepare_parts
 from recbole_mmdiff.diffusion import fold_in, keyed_uniform
 from recbole_mmdiff.errors import ConfigError
 
-BASES = [{"biases": biases, "standardize": standardize}
-         for biases in (True, False) for standardize in (True, False)]
-
 
 class TestLACDR(ModelContract):
     """Two factorisations, then encoders and decoders."""
 
     model = "LACDR"
     keys = PRETRAINING
-    accurate_keys = {"pretrain_epochs": 60, "pretrain_learning_rate": 0.01, "reg_weight": 0.02,
-                     "epochs": 60, "valid_metric": "RMSE"}
+    accurate_keys = LEARNING
     best_rmse_ratio = 0.95
 
 
@@ -74,16 +70,6 @@ def slow_loss(model, weights, weighting, batch, drawn):
         supervised.append((d_t @ (e_s @ u_s) - u_t)**2)
     terms = reconstruction, np.mean(alignment), np.mean(supervised)
     return sum(weight * term for weight, term in zip(weighting, terms, strict=True))
-
-
-def slope(function, array, index, step=1e-5):
-    """Central difference of ``function()`` in one number of ``array``."""
-    values = []
-    for sign in (1, -1):
-        array[index] += sign * step
-        values.append(function())
-        array[index] -= sign * step
-    return (values[0] - values[1]) / (2 * step)
 
 
 @pytest.mark.parametrize("base", BASES)

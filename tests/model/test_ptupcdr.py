@@ -5,15 +5,12 @@ import pytest
 import torch
 from contract import ModelContract
 from recbole.data.interaction import Interaction
-from running import PRETRAINING, run_keys
+from running import BASES, LEARNING, PRETRAINING, run_keys, slope
 from torch import nn
 
 from recbole_mmdiff.config import Config
 from recbole_mmdiff.data.preparation import prepare_parts
 from recbole_mmdiff.errors import ConfigError
-
-BASES = [{"biases": biases, "standardize": standardize}
-         for biases in (True, False) for standardize in (True, False)]
 
 
 class TestPTUPCDR(ModelContract):
@@ -21,8 +18,7 @@ class TestPTUPCDR(ModelContract):
 
     model = "PTUPCDR"
     keys = PRETRAINING
-    accurate_keys = {"pretrain_epochs": 60, "pretrain_learning_rate": 0.01, "reg_weight": 0.02,
-                     "epochs": 60, "valid_metric": "RMSE", "learning_rate": 0.003, "stopping_step": 20}
+    accurate_keys = {**LEARNING, "learning_rate": 0.003, "stopping_step": 20}
     best_rmse_ratio = 0.9
 
 
@@ -143,16 +139,6 @@ def slow_loss(model, train, weights, batch, histories):
             score += vector[2] + tables["target.mean"] + tables["target.item_bias.weight"][item, 0]
         errors.append((score - rating)**2)
     return np.mean(errors)
-
-
-def slope(function, array, index, step=1e-5):
-    """Central difference of ``function()`` in one number of ``array``."""
-    values = []
-    for sign in (1, -1):
-        array[index] += sign * step
-        values.append(function())
-        array[index] -= sign * step
-    return (values[0] - values[1]) / (2 * step)
 
 
 @pytest.mark.parametrize("base", BASES)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from contract import ModelContract
 from recbole.data.interaction import Interaction
-from running import PRETRAINING, run_keys
+from running import BASES, LEARNING, PRETRAINING, run_keys, slope
 from torch import nn
 
 from recbole_mmdiff.config import Config
@@ -13,17 +13,13 @@ from recbole_mmdiff.data.preparation import prepare_parts
 from recbole_mmdiff.errors import ConfigError, DataError
 from recbole_mmdiff.negatives import KnownItems
 
-BASES = [{"biases": biases, "standardize": standardize}
-         for biases in (True, False) for standardize in (True, False)]
-
 
 class TestSSCDR(ModelContract):
     """Two factorisations and a map that also sees source items."""
 
     model = "SSCDR"
     keys = PRETRAINING
-    accurate_keys = {"pretrain_epochs": 60, "pretrain_learning_rate": 0.01, "reg_weight": 0.02,
-                     "epochs": 60, "valid_metric": "RMSE"}
+    accurate_keys = LEARNING
     best_rmse_ratio = 0.95
 
 
@@ -96,16 +92,6 @@ def slow_loss(model, train, weight, users, triplets):
                      for item in (liked, unknown))
         hinges.append(max(0.0, model.margin + near - far))
     return supervised + model.triplet_weight * np.mean(hinges)
-
-
-def slope(function, array, index, step=1e-5):
-    """Central difference of ``function()`` in one number of ``array``."""
-    values = []
-    for sign in (1, -1):
-        array[index] += sign * step
-        values.append(function())
-        array[index] -= sign * step
-    return (values[0] - values[1]) / (2 * step)
 
 
 @pytest.mark.parametrize("base", BASES)
