@@ -200,7 +200,7 @@ def _training_throughput(history: list[dict]) -> float | None:
 
 
 def _write_results(folder: Path, config, metrics: dict, test: Evaluation) -> None:
-    if config["save_per_user"]:
+    if config["save_per_user"] and test.per_user:
         with write_atomically(folder / "per_user.npz") as temporary, open(temporary, "wb") as file:
             np.savez_compressed(file, **test.per_user)
     write_json(metrics, folder / METRICS)

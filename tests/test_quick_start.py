@@ -15,6 +15,7 @@ import yaml
 from running import PRETRAINING, Killed, run_keys, saved_metrics, without_times
 
 from recbole_mmdiff.errors import ConfigError, DataError
+from recbole_mmdiff.evaluator import Evaluator
 from recbole_mmdiff.quick_start import load_run, run
 from recbole_mmdiff.storage import CheckpointError, save_plain
 from recbole_mmdiff.trainer import StagedTrainer
@@ -225,3 +226,49 @@ def test_hash_seed_changes_nothing(model, tiny_config, tmp_path):
     assert saved_metrics(tmp_path / "0") == saved_metrics(tmp_path / "1")
     with np.load(tmp_path / "0" / "split.npz") as first, np.load(tmp_path / "1" / "split.npz") as second:
         assert all(np.array_equal(first[name], second[name]) for name in first)
+
+
+def test_throughput_counts_the_samples_of_the_last_stage(tiny_config, tmp_path):
+    """EMCDR: overlapping users in its mapping stage, rated pairs in the test."""
+    made = run_keys(tiny_config("EMCDR", **PRETRAINING), tmp_path / "run")
+    mapping = [entry for entry in made.metrics["history"] if entry["stage"] == "mapping"]
+    users = len(made.parts.train.overlap_users())
+    assert [entry["samples"] for entry in mapping] == [users] * len(mapping)
+    expected = users * len(mapping) / sum(entry["seconds"] for entry in mapping)
+    assert made.metrics["throughput"]["training"] == pytest.approx(expected)
+    assert made.metrics["throughput"]["evaluation"] > 0
+    closed_form = run_keys(tiny_config("Bias"), tmp_path / "bias")
+    assert closed_form.metrics["throughput"]["training"] is None
+
+
+def test_a_run_without_test(tiny_config, tmp_path, monkeypatch):
+    """A trial of tuning: the test data are never evaluated, and nothing of them is written."""
+    keys = tiny_config("MF", save_per_user=True)
+    whole = run_keys(keys, tmp_path / "whole")
+    evaluate, phases = Evaluator.evaluate, []
+
+    def note(self, model, phase, *args, **kwargs):
+        phases.append(phase)
+        return evaluate(self, model, phase, *args, **kwargs)
+
+    monkeypatch.setattr(Evaluator, "evaluate", note)
+    trial = run_keys(keys, tmp_path / "trial", test=False)
+    assert set(phases) == {"valid"}
+    assert trial.metrics["valid"] == whole.metrics["valid"]
+    assert trial.metrics["test"] == trial.metrics["groups"] == {}
+    assert not (trial.folder / "per_user.npz").exists()
+
+
+def test_a_silent_run(tiny_config, tmp_path, capsys):
+    keys = tiny_config("MF", state="INFO")
+    run_keys(keys, tmp_path / "silent", console=False)
+    shown = capsys.readouterr()
+    assert shown.out == shown.err == ""
+    assert "test results" in (tmp_path / "silent" / "train.log").read_text()
+
+
+def test_load_run_with_other_keys(finished):
+    """Keys of the evaluation may change, those of the weights cannot."""
+    assert load_run(finished.folder, overrides={"clip_ratings": True}).config["clip_ratings"]
+    with pytest.raises(CheckpointError):
+        load_run(finished.folder, overrides={"embedding_size": 3})

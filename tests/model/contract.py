@@ -168,6 +168,19 @@ class ModelContract:
         assert_same_weights(resumed.model, short.model)
         assert saved_metrics(folder) == saved_metrics(short.folder)
 
+    @pytest.mark.gpu
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+    def test_on_cuda(self, short, tiny_config, tmp_path):
+        """The same steps in another order of sums."""
+        keys = tiny_config(self.model, **{**self.keys, "use_gpu": True})
+        on_cuda = run_keys(keys, tmp_path / "cuda")
+        assert on_cuda.model.device.type == "cuda"
+        losses = [torch.tensor([loss for entry in made.metrics["history"]
+                                for loss in entry["loss"] if entry["epoch"] == 0])
+                  for made in (short, on_cuda)]
+        torch.testing.assert_close(*losses, rtol=0.02, atol=1e-3)
+        assert torch.isfinite(self.scores(on_cuda)).all()
+
     # ---- its papers ----------------------------------------------------------------------------
 
     def test_citation_and_deviations(self):
