@@ -48,7 +48,9 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
         add("store", metavar="STORE", help="the results store that compare wrote")
     if command in ("compare", "report"):
         add("--rows", default="settings", help="rows of the tables: settings or models")
+        add("--ours", metavar="A,B", help="the models that are held against the best of the others")
         add("--no-plots", action="store_true", help="tables and tests alone")
+        add("--pdf", action="store_true", help="pictures as PDF, too")
     options, rest = parser.parse_known_args(words)
     options.command = command
     return options, rest
@@ -122,10 +124,12 @@ def _report(store, options: argparse.Namespace) -> int:
     """Write the report and print its tables; 1 if a cell failed."""
     from recbole_mmdiff.report import Results, format_table, write_report
 
-    paths = write_report(store, options.output, rows=options.rows, plots=not options.no_plots)
+    ours = [label.strip() for label in options.ours.split(",")] if options.ours else None
+    paths = write_report(store, options.output, ours, options.rows, plots=not options.no_plots,
+                         pdf=options.pdf)
     results = Results.load(store)
     for table in results.plan.tables:
-        print(format_table(results, table, rows=options.rows))
+        print(format_table(results, table, ours, options.rows))
     print(f"report: {paths[0].parent}")
     failed = [cell for cell in results.plan.cells if results.state(cell) == "failed"]
     for cell in failed:

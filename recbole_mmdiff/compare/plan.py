@@ -86,6 +86,7 @@ class Comparison:
         models = _labelled(content, "models", path)
         settings = _labelled(content, "settings", path, {"default": {}})
         tables = _tables(content, models, path)
+        _refuse_conflicts(models, settings, path)
         comparison = cls(
             path, str(content.get("name", path.stem)),
             _files(content, str(path)),
@@ -102,6 +103,16 @@ class Comparison:
         """All columns: the models, and the values of the sweeps."""
         return list(self.models) + [_sweep_label(sweep["model"], sweep["key"], value)
                                     for sweep in self.sweeps for value in sweep["values"]]
+
+    def check_overrides(self, overrides: dict) -> None:
+        """Raises ConfigError for a key that the cells differ in: all would become the same one."""
+        varied = {"seed", "model", *(key for keys in self.settings.values() for key in keys),
+                  *(sweep["key"] for sweep in self.sweeps),
+                  *(key for keys in (self.tune.space.values() if self.tune else ()) for key in keys)}
+        for key in overrides:
+            if key in varied:
+                raise ConfigError(f"--{key}: is what the cells of {self.path} differ in (its models, "
+                                  f"settings, seeds, sweeps or search space); change it there")
 
     def cells(self) -> list[Cell]:
         """All cells, a setting after the other, so that rows of the table fill one by one."""
@@ -165,6 +176,14 @@ def _labelled(content: dict, field_name: str, path: Path, default: dict | None =
         if "seed" in keys:
             raise ConfigError(f"{path}: {field_name}: {label}: sets seed; list it under seeds")
     return found
+
+
+def _refuse_conflicts(models: dict, settings: dict, path: Path) -> None:
+    """A model that sets what a setting sets would stand in a row that is not its own."""
+    for (model, own), (setting, row) in itertools.product(models.items(), settings.items()):
+        for key in own.keys() & row.keys():
+            raise ConfigError(f"{path}: {key} is set by models: {model} and by settings: {setting}; "
+                              f"leave it to one of them")
 
 
 def _tables(content: dict, models: dict, path: Path) -> dict:

@@ -49,6 +49,7 @@ def compare(config: str | Path, output: str | Path | None = None, overrides: dic
     """
     one_of("executor", executor, EXECUTORS)
     comparison = Comparison.read(config)
+    comparison.check_overrides(overrides or {})
     if comparison.tune and find_spec("optuna") is None:
         raise ConfigError("tune: needs optuna; pip install 'recbole-mmdiff[tune]'")
     store = Path(output or Path("runs") / comparison.name)

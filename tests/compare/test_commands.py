@@ -22,6 +22,9 @@ def test_one_command_writes_the_table(write_comparison, tmp_path, inline, capsys
                  "--no-plots"]) == 0
     assert "| CMF |" in capsys.readouterr().out
     assert not list((tmp_path / "else").glob("*.png"))
+    assert main(["report", str(store), "--ours=MF", "--pdf"]) == 0
+    assert "\\* ours (MF) differs" in capsys.readouterr().out
+    assert list((store / "report").glob("*.pdf"))
 
 
 def test_a_failed_cell_is_told_and_is_no_success(write_comparison, tmp_path, inline, capsys):

@@ -53,6 +53,8 @@ def test_a_sweep_varies_one_key(write_comparison):
     ({"sweeps": [{"model": "MF", "key": "reg_weight"}]}, "needs model, key and a list of values"),
     ({"sweeps": [{"model": "FM", "key": "reg_weight", "values": [1]}]}, "'FM' is none of"),
     ({"ours": ["FM"]}, "ours: 'FM' is none of"),
+    ({"models": {"MF": {"test_user_ratio": 0.3}}, "settings": {"β": {"test_user_ratio": 0.2}}},
+     "test_user_ratio is set by models: MF and by settings: β"),
     ({"tune": {"trials": 3}}, "tune: needs trials and space"),
     ({"tune": {"trials": 0, "space": {}}}, "trials: 0 is no whole number"),
     ({"tune": {"space": {"MF": {}}}}, "space: there is none for CMF"),
@@ -93,3 +95,13 @@ def test_missing_data_are_named_with_their_preset(write_comparison, tmp_path):
     with pytest.raises(DataError, match=r"nothing: there is no data set .*preset diffcdr-task1"):
         compare(path, tmp_path / "store")
     assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("key", ["seed", "model", "test_user_ratio", "reg_weight", "learning_rate"])
+def test_the_command_line_does_not_make_all_cells_the_same(key, write_comparison, tmp_path):
+    path = write_comparison(
+        settings={"a": {"test_user_ratio": 0.2}, "b": {"test_user_ratio": 0.5}},
+        sweeps=[{"model": "MF", "key": "reg_weight", "values": [0.0, 0.1]}],
+        tune={"space": {"MF": {"learning_rate": [0.1, 0.2]}, "CMF": {}}})
+    with pytest.raises(ConfigError, match=f"--{key}: is what the cells .* differ in"):
+        compare(path, tmp_path / "store", overrides={key: 1})
