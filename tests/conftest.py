@@ -74,6 +74,54 @@ def build_tiny_pair(folder, seed=7, per_user=(9, 15)):
                     rows["src"], rows["tgt"])
 
 
+TASTES = 4
+
+
+def taste_of(user):
+    """The taste group of a user of the taste pair."""
+    return int(user[1:]) % TASTES
+
+
+def build_taste_pair(folder, seed=7, users=240, items=80, per_user=10, loyalty=0.85):
+    """Users like the items of their group (4 or 5) and rate some others (1 to 3), in both domains.
+
+    All users are in both domains, and no group or item is preferred: only the source rows tell what
+    a cold user likes in the target.
+    """
+    draw = np.random.default_rng(seed)
+    members = [f"u{number:03}" for number in range(users)]
+    rows = {}
+    for name in ("src", "tgt"):
+        groups = [[f"{name[0]}i{number}" for number in range(taste, items, TASTES)]
+                  for taste in range(TASTES)]
+        rows[name] = []
+        for user in members:
+            own = groups[taste_of(user)]
+            others = [item for group in groups if group is not own for item in group]
+            liked = draw.binomial(per_user, loyalty)
+            rated = [(item, draw.integers(4, 6)) for item in draw.choice(own, liked, replace=False)] \
+                + [(item, draw.integers(1, 4))
+                   for item in draw.choice(others, per_user - liked, replace=False)]
+            rows[name] += [(user, str(item), str(rating), str(draw.integers(10**6)))
+                           for item, rating in rated]
+        write_domain(folder, name, rows[name])
+    return TinyPair(Path(folder), members, [], [], rows["src"], rows["tgt"])
+
+
+def swap_sources(pair, folder):
+    """The taste pair with the source rows of other users: a quarter of each group gets those of its
+    own, of the next, of the one after and of the last, so that they tell nothing."""
+    def other(user):
+        number = int(user[1:])
+        place, taste = divmod(number, TASTES)
+        return f"u{place * TASTES + (taste + place) % TASTES:03}"
+
+    source = [(other(user), *rest) for user, *rest in pair.source_rows]
+    write_domain(folder, pair.source, source)
+    write_domain(folder, pair.target, pair.target_rows)
+    return TinyPair(Path(folder), pair.overlap, [], [], source, pair.target_rows)
+
+
 def config_for(folder, model, **keys):
     """``config_dict`` of a short, quiet run of ``model`` on the pair in ``folder``."""
     return {"model": model, "data_path": str(folder), "source_domain": {"dataset": "src"},
@@ -103,6 +151,18 @@ def make_tiny_pair():
 def tiny_pair(tmp_path_factory):
     """The pair of domains that tests share; nobody writes into its folder."""
     return build_tiny_pair(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def taste_pair(tmp_path_factory):
+    """The pair of taste groups; nobody writes into its folder."""
+    return build_taste_pair(tmp_path_factory.mktemp("taste"))
+
+
+@pytest.fixture(scope="session")
+def swapped_pair(taste_pair, tmp_path_factory):
+    """The same with source rows that tell nothing of their users."""
+    return swap_sources(taste_pair, tmp_path_factory.mktemp("swapped"))
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,8 @@
 """Short runs on the tiny pair of domains, for the tests of several rooms."""
 
+import importlib
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +31,17 @@ class Killed(Exception):
 def run_keys(keys: dict, output, **arguments):
     """A finished run of the ``config_dict`` that ``tiny_config`` gave."""
     return run(config_dict=keys, output=output, **arguments)
+
+
+def contract_of(model: str) -> type:
+    """The contract class of a model in tests/model, for the tests of any room."""
+    folder = Path(__file__).resolve().parent / "model"
+    if str(folder) not in sys.path:     # pytest adds it only where it collects from that room.
+        sys.path.insert(0, str(folder))
+    for path in sorted(folder.glob("test_*.py")):
+        importlib.import_module(path.stem)
+    contract = importlib.import_module("contract").ModelContract
+    return next(test for test in contract.__subclasses__() if test.model == model)
 
 
 def without_times(metrics: dict) -> dict:

@@ -37,7 +37,7 @@ class StageLoader(AbstractDataLoader):
         self.sample_size, self.rows_per_batch = len(rows), batch_size
         self.negatives = negatives
         super().__init__(config, dataset, sampler=None, shuffle=True)
-        self.known = _known_items(dataset, dataset.inter_feat) if negatives else None
+        self.unknown = NegativeItems(dataset, dataset.inter_feat) if negatives else None
 
     def _init_batch_size_and_step(self):
         self.step = self.rows_per_batch
@@ -67,7 +67,7 @@ class StageLoader(AbstractDataLoader):
         uid, iid = self._dataset.uid_field, self._dataset.iid_field
         uniforms = keyed_uniform(batch[SAMPLE_ID], self.negatives,
                                  fold_in(self.seed, self.epoch, 1), torch.float64)
-        drawn = self.known.sample_unknown(batch[uid], uniforms).T.reshape(-1)
+        drawn = self.unknown.draw(batch[uid], uniforms).T.reshape(-1)
         batch.setdefault(self.config["RATING_FIELD"], torch.ones(len(batch[uid])))
         copies = {field: values.repeat(self.negatives, *[1] * (values.dim() - 1))
                   for field, values in batch.items()}
@@ -100,9 +100,9 @@ class BothDomainsLoader(StageLoader):
                  batch_size: int, seed: int, negatives: int = 0):
         super().__init__(config, dataset, max(rows, key=len), batch_size, seed)
         self.negatives = negatives
-        known = [_known_items(domain, part) if negatives else None
-                 for domain, part in zip((dataset, dataset.source), rows, strict=True)]
-        self.sides = list(zip(("", "source_"), rows, known, strict=True))
+        unknown = [NegativeItems(domain, part) if negatives else None
+                   for domain, part in zip((dataset, dataset.source), rows, strict=True)]
+        self.sides = list(zip(("", "source_"), rows, unknown, strict=True))
 
     def __iter__(self):
         orders = [self._order(number, len(rows)) for number, (_, rows, _) in enumerate(self.sides)]
@@ -121,28 +121,50 @@ class BothDomainsLoader(StageLoader):
     def collate_fn(self, samples):
         """The batch of these samples of the target and of the source."""
         batch = {}
-        for number, (prefix, rows, known) in enumerate(self.sides):
+        for number, (prefix, rows, unknown) in enumerate(self.sides):
             sample = torch.as_tensor(samples[number])
             batch |= {prefix + field: rows[field][sample % len(rows)] for field in rows}
             batch[prefix + SAMPLE_ID] = sample
-            if known is not None:
+            if unknown is not None:
                 uniforms = keyed_uniform(sample, self.negatives,
                                          fold_in(self.seed, self.epoch, 2, number), torch.float64)
                 user = batch[prefix + self._dataset.uid_field]
                 batch[prefix + self.config["NEG_PREFIX"] + self._dataset.iid_field] = \
-                    known.sample_unknown(user, uniforms)
+                    unknown.draw(user, uniforms)
         return Interaction(batch)
 
 
-def _known_items(dataset: Dataset, rows: Interaction) -> KnownItems:
-    known = KnownItems(rows[dataset.uid_field], rows[dataset.iid_field], dataset.user_num,
-                       dataset.item_num)
-    full = known.counts >= dataset.item_num - 1
-    if full.any():
-        user = dataset.field2id_token[dataset.uid_field][int(full.nonzero()[0])]
-        raise DataError(f"train_neg_ratio: user {str(user)!r} has rated every item, so there "
-                        f"is no negative one; set it to 0 or filter such users")
-    return known
+class NegativeItems:
+    """Items that a user has in no given row, for sampling.
+
+    Under ``cold_start_items`` only items with a row are drawn: the held-out ones stand in no training
+    interaction, not even as negatives.
+
+    Args:
+        dataset: of the domain.
+        rows: its interactions.
+
+    Raises:
+        DataError: a user has rated all items.
+    """
+
+    def __init__(self, dataset: Dataset, rows: Interaction):
+        users, items = rows[dataset.uid_field], rows[dataset.iid_field]
+        self.candidates = torch.arange(dataset.item_num)
+        if dataset.config["split_protocol"] == "cold_start_items":
+            self.candidates = torch.cat([torch.zeros(1, dtype=torch.int64), torch.unique(items)])
+        known = KnownItems(users, torch.searchsorted(self.candidates, items), dataset.user_num,
+                           len(self.candidates))
+        full = known.counts >= len(self.candidates) - 1
+        if full.any():
+            user = dataset.field2id_token[dataset.uid_field][int(full.nonzero()[0])]
+            raise DataError(f"train_neg_ratio: user {str(user)!r} has rated every item, so there "
+                            f"is no negative one; set it to 0 or filter such users")
+        self.known = known
+
+    def draw(self, users: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+        """(b, k) items, one for each uniform number (b, k) of users (b,)."""
+        return self.candidates[self.known.sample_unknown(users, uniforms)]
 
 
 def rows_of_both_domains(config, dataset: Dataset) -> tuple[Interaction, Interaction]:

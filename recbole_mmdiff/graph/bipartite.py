@@ -74,7 +74,9 @@ def propagate(matrix: Tensor, dense: Tensor, transposed: Tensor | None = None) -
         dense: (m, d).
         transposed: sparse (m, n); None if ``matrix`` is symmetric.
     """
-    return _Product.apply(matrix, matrix if transposed is None else transposed, dense)
+    with torch.autocast(dense.device.type, enabled=False):     # There is no sparse half.
+        return _Product.apply(matrix, matrix if transposed is None else transposed,
+                              dense.to(matrix.dtype))
 
 
 class _Product(torch.autograd.Function):

@@ -7,6 +7,7 @@ import torch
 from recbole.model.abstract_recommender import GeneralRecommender
 from recbole.utils import InputType, ModelType
 from torch import Tensor, nn
+from torch.nn import functional
 
 from recbole_mmdiff.errors import ConfigError, DataError
 
@@ -97,8 +98,9 @@ class StagedRecommender(GeneralRecommender):
 
     def _finetuning(self, loss: Callable[..., Tensor], parameters: Iterable[nn.Parameter],
                     prepare: Callable[[], None] | None = None) -> Stage:
+        # A decay would move the vectors of everybody else, too.
         return Stage("finetune", "finetune", (loss,), parameters, self.finetune_epochs, clips=False,
-                     learning_rate=self.finetune_learning_rate, prepare=prepare)
+                     learning_rate=self.finetune_learning_rate, weight_decay=0.0, prepare=prepare)
 
     def calculate_loss(self, interaction) -> Tensor:
         """The loss of the last stage, so that RecBole's own trainer can use a one-stage model."""
@@ -150,18 +152,27 @@ def finetuned_users(dataset) -> Tensor:
 class FinetunedOffset(nn.Module):
     """Vectors (size,) that fine-tuning adds to those of held-out users; nothing without such users.
 
-    Zero at first, so that fine-tuning starts from what the model predicts without it.
+    Zero at first, so that fine-tuning starts from what the model predicts without it. There is a row
+    for every linked user, so that even its shape tells nothing of who is held out.
     """
 
     def __init__(self, dataset, size: int):
         super().__init__()
-        users = finetuned_users(dataset).nonzero().squeeze(-1)
-        place = torch.zeros(dataset.user_num, dtype=torch.int64)
-        place[users] = torch.arange(1, len(users) + 1)
-        self.register_buffer("place", place, persistent=False)
-        # Row 0 is everybody else's, and stays.
-        self.table = nn.Parameter(torch.zeros(len(users) + 1, size)) if len(users) else None
+        self.num_linked = getattr(dataset, "num_overlap", 0)
+        rows = torch.zeros(self.num_linked + 1, size)
+        self.table = nn.Parameter(rows) if getattr(dataset, "finetune", None) is not None else None
 
     def forward(self, user: Tensor) -> Tensor | float:
         """(b, size): what is added to the vectors of users (b,)."""
-        return 0.0 if self.table is None else self.table[self.place[user]]
+        if self.table is None:
+            return 0.0
+        # Row 0 is everybody else's, and stays.
+        return take(self.table, torch.where(user <= self.num_linked, user, 0))
+
+
+def take(vectors: Tensor, place: Tensor) -> Tensor:
+    """The rows of ``vectors`` (n, k) at ``place`` (...,): (..., k).
+
+    As indexing, but with a gradient that adds up in one order: that of indexing follows the threads.
+    """
+    return functional.embedding(place, vectors)

@@ -7,12 +7,11 @@ from torch.nn import functional
 from recbole_mmdiff.data.loaders import rows_of_both_domains
 from recbole_mmdiff.errors import ConfigError, one_of
 from recbole_mmdiff.graph import bipartite_adjacency, propagate
-from recbole_mmdiff.model.base import FinetunedOffset, Stage, StagedRecommender
+from recbole_mmdiff.model.base import FinetunedOffset, Stage, take
+from recbole_mmdiff.model.dual import DOMAINS, DualRankingRecommender, ranking_cross_entropy
 
-DOMAINS = ("target", "source")
 
-
-class BiTGCF(StagedRecommender):
+class BiTGCF(DualRankingRecommender):
     """A graph of users and items in each domain; linked users are mixed after every layer.
 
     Feature propagation in each domain, without weights and activation: with A the normalised
@@ -36,20 +35,13 @@ class BiTGCF(StagedRecommender):
 
     citation = ("Liu, Li, Li and Pan: Cross Domain Recommendation via Bi-directional Transfer Graph "
                 "Collaborative Filtering Networks. CIKM 2020.")
-    needs_source = True
-    predicts_ratings = False
-    domain_views = ("target",)
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
-        self.epochs = config["epochs"]
-        self.num_layers, self.reg_weight = config["num_layers"], config["reg_weight"]
+        self.num_layers = config["num_layers"]
         self.lambdas = {"target": config["lambda_target"], "source": config["lambda_source"]}
         self.layers = one_of("layers", config["layers"], ("concat", "mean"))
         self.transfer_start = config["transfer_start"]
-        if not config["train_neg_ratio"]:
-            raise ConfigError("train_neg_ratio: is 0, but BiTGCF learns from positive rows against "
-                              "sampled items; set it to 1 or more")
         self.num_linked = dataset.num_overlap
         domains = zip(DOMAINS, (dataset, dataset.source), rows_of_both_domains(config, dataset),
                       strict=True)
@@ -66,7 +58,7 @@ class BiTGCF(StagedRecommender):
         width = config["embedding_size"] * (self.num_layers + 1 if self.layers == "concat" else 1)
         self.user_offset = FinetunedOffset(dataset, width)
         self._propagated: dict[str, tuple[Tensor, Tensor]] = {}
-        self.register_load_state_dict_post_hook(lambda model, keys: model._propagated.clear())
+        self.register_load_state_dict_post_hook(_forget_propagated)
 
     def _apply(self, fn, recurse=True):
         self._propagated.clear()     # Moved or cast weights: what was computed from them is stale.
@@ -77,26 +69,29 @@ class BiTGCF(StagedRecommender):
         self._propagated.clear()
         return super().train(mode)
 
-    def stages(self) -> list[Stage]:
-        """One stage over the training rows of both domains."""
-        return [Stage("both", "both", (self.ranking_loss,), self.parameters(), self.epochs)]
-
     def finetuning_stage(self) -> Stage:
         """What is learned is added to the propagated vectors of the held-out users: edges of theirs
-        would change the vectors of everybody, and so would ``finetune_items``, which is not read."""
-        return self._finetuning(self.finetuning_loss, self.user_offset.parameters())
+        would change the vectors of everybody.
 
-    def finetuning_loss(self, interaction) -> Tensor:
-        """Cross-entropy of target rows and of the items sampled for them (rating 0)."""
-        user = interaction[self.USER_ID]
-        if "frozen" not in self._propagated:
-            with torch.no_grad():
-                self._propagated["frozen"] = self.all_vectors()["target"]
-        users, items = self._propagated["frozen"]
-        scores = ((users[user] + self.user_offset(user)) * items[interaction[self.ITEM_ID]]).sum(-1)
-        penalty = self.user_offset(user).square().sum(-1).mean()
-        return functional.binary_cross_entropy_with_logits(
-            scores, (interaction[self.RATING] > 0).float()) + self.reg_weight * penalty
+        Raises:
+            ConfigError: ``finetune_items``, which would change them, too.
+        """
+        if self.finetune_items:
+            raise ConfigError("finetune_items: True, but BiTGCF's items are propagated from everybody's "
+                              "edges; leave it False")
+        return self._finetuning(self.finetuning_loss, self.user_offset.parameters(),
+                                prepare=self.freeze_vectors)
+
+    def freeze_vectors(self) -> None:
+        """The start of fine-tuning: the vectors of the target, which no longer change."""
+        with torch.no_grad():
+            self._frozen = self.all_vectors()["target"]
+
+    def finetuning_scores(self, user: Tensor, item: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores (b,) of target pairs, and the mean squared length of what is added."""
+        users, items = self._frozen
+        offset = self.user_offset(user)
+        return ((users[user] + offset) * items[item]).sum(-1), offset.square().sum(-1).mean()
 
     # ---- propagation and transfer --------------------------------------------------------------
 
@@ -141,23 +136,16 @@ class BiTGCF(StagedRecommender):
     def ranking_loss(self, interaction) -> Tensor:
         """Cross-entropy of the rows of both domains and of the items sampled for them, and the
         penalty."""
-        with torch.autocast(self.device.type, enabled=False):     # There is no sparse half.
-            vectors = self.all_vectors()
-            return sum(self._domain_loss(interaction, name, *vectors[name]) for name in DOMAINS)
+        vectors = self.all_vectors()
+        return sum(self._domain_loss(interaction, name, *vectors[name]) for name in DOMAINS)
 
     def _domain_loss(self, interaction, name: str, users: Tensor, items: Tensor) -> Tensor:
-        prefix = "source_" if name == "source" else ""
-        user = interaction[prefix + self.USER_ID]
-        item = torch.cat([interaction[prefix + self.ITEM_ID][:, None],
-                          interaction[prefix + self.NEG_ITEM_ID]], dim=1)
-        scores = (users[user][:, None] * items[item]).sum(-1)
-        labels = torch.zeros_like(scores)
-        labels[:, 0] = 1
-        loss = functional.binary_cross_entropy_with_logits(scores, labels)
+        user, item = self.rows(interaction, name)
+        scores = (take(users, user)[:, None] * take(items, item)).sum(-1)
         start_users, start_items = self.tables[name].weight.split(self.sizes[name])
-        penalty = start_users[user].square().sum(-1).mean() \
-            + start_items[item].square().sum(-1).mean()
-        return loss + self.reg_weight * penalty
+        penalty = take(start_users, user).square().sum(-1).mean() \
+            + take(start_items, item).square().sum(-1).mean()
+        return ranking_cross_entropy(scores) + self.reg_weight * penalty
 
     # ---- scores --------------------------------------------------------------------------------
 
@@ -180,3 +168,8 @@ class BiTGCF(StagedRecommender):
     def item_offset(self, item: Tensor) -> Tensor:
         """(b,): 0."""
         return torch.zeros(len(item), device=item.device)
+
+
+def _forget_propagated(model: BiTGCF, _keys) -> None:
+    """Other weights were loaded: what was computed from the old ones is stale."""
+    model._propagated.clear()

@@ -8,13 +8,14 @@ from torch.nn import functional
 
 from recbole_mmdiff.data.loaders import rows_of_both_domains
 from recbole_mmdiff.errors import ConfigError
-from recbole_mmdiff.graph import mean_of_items, propagate
-from recbole_mmdiff.model.base import Stage, StagedRecommender
+from recbole_mmdiff.model.base import Stage, take
+from recbole_mmdiff.model.dual import DOMAINS, DualRankingRecommender, ranking_cross_entropy
+from recbole_mmdiff.negatives import KnownItems
 
 Pair = tuple[Tensor, Tensor]
 
 
-class CoNet(StagedRecommender):
+class CoNet(DualRankingRecommender):
     """Two perceptrons over [user, item], one for each domain, with cross connections between them.
 
     A user has one vector for both domains, items have one in theirs. With h_t and h_s the layers of
@@ -36,61 +37,47 @@ class CoNet(StagedRecommender):
 
     citation = ("Hu, Zhang and Yang: CoNet: Collaborative Cross Networks for Cross-Domain "
                 "Recommendation. CIKM 2018.")
-    needs_source = True
-    predicts_ratings = False
-    domain_views = ("target",)
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
-        self.epochs, self.reg_weight = config["epochs"], config["reg_weight"]
         self.cross_sparsity = config["cross_sparsity"]
         self.chunk_elements = config["eval_chunk_elements"]
-        if not config["train_neg_ratio"]:
-            raise ConfigError("train_neg_ratio: is 0, but CoNet learns from positive rows against "
-                              "sampled items; set it to 1 or more")
         if not config["hidden_sizes"]:
             raise ConfigError("hidden_sizes: is empty, but cross connections need a hidden layer")
         size = config["embedding_size"]
         num_users = max(dataset.user_num, dataset.source.user_num)
         self.user_embedding = nn.Embedding(num_users, size)
-        domains = zip(("target", "source"), (dataset, dataset.source),
-                      rows_of_both_domains(config, dataset), strict=True)
-        self.item_embedding = nn.ModuleDict()
+        domains = zip(DOMAINS, (dataset, dataset.source), rows_of_both_domains(config, dataset),
+                      strict=True)
+        self.item_embedding, self.known = nn.ModuleDict(), {}
         for name, domain, rows in domains:
             self.item_embedding[name] = nn.Embedding(domain.item_num, size)
-            mean, transposed = mean_of_items(rows[domain.uid_field], rows[domain.iid_field],
-                                             num_users, domain.item_num)
-            self.register_buffer(f"{name}_mean", mean, persistent=False)
-            self.register_buffer(f"{name}_mean_transposed", transposed, persistent=False)
+            self.known[name] = KnownItems(rows[domain.uid_field], rows[domain.iid_field], num_users,
+                                          domain.item_num)
         for table in (self.user_embedding, *self.item_embedding.values()):
             nn.init.normal_(table.weight, std=config["init_std"])
         self.towers = CrossTowers([2 * size, *config["hidden_sizes"]])
-
-    def stages(self) -> list[Stage]:
-        """One stage over the training rows of both domains."""
-        return [Stage("both", "both", (self.ranking_loss,), self.parameters(), self.epochs)]
 
     def finetuning_stage(self) -> Stage:
         """The vectors of the held-out users go on learning, in the target tower."""
         tables = [self.user_embedding, *([self.item_embedding["target"]] * self.finetune_items)]
         return self._finetuning(self.finetuning_loss, [table.weight for table in tables])
 
-    def finetuning_loss(self, interaction) -> Tensor:
-        """Cross-entropy of target rows and of the items sampled for them (rating 0)."""
-        user, item = interaction[self.USER_ID], interaction[self.ITEM_ID]
-        scores = self.pair_scores("target", user, item)
-        penalty = self.user_embedding(user).square().sum(-1).mean()
-        return functional.binary_cross_entropy_with_logits(
-            scores, (interaction[self.RATING] > 0).float()) + self.reg_weight * penalty
+    def finetuning_scores(self, user: Tensor, item: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores (b,) of target pairs, and the mean squared length of the users' vectors."""
+        return (self.pair_scores("target", user, item),
+                self.user_embedding(user).square().sum(-1).mean())
 
     # ---- inputs --------------------------------------------------------------------------------
 
     def mean_items(self, name: str, user: Tensor) -> Tensor:
-        """(b, d): the mean vectors of users' training items in a domain."""
-        with torch.autocast(self.device.type, enabled=False):     # There is no sparse half.
-            means = propagate(getattr(self, f"{name}_mean"), self.item_embedding[name].weight,
-                              getattr(self, f"{name}_mean_transposed"))
-        return means[user]
+        """(b, d): the mean vectors of users' training items in a domain, zero without items."""
+        users, place = torch.unique(user, return_inverse=True)
+        known = self.known[name].to(user.device)
+        _, items = known.rows(users)
+        starts = known.counts[users].cumsum(0) - known.counts[users]
+        means = functional.embedding_bag(items, self.item_embedding[name].weight, starts, mode="mean")
+        return take(means, place)
 
     def pair_scores(self, name: str, user: Tensor, item: Tensor) -> Tensor:
         """(b,): scores of pairs by the tower of the domain ``name``."""
@@ -106,25 +93,19 @@ class CoNet(StagedRecommender):
 
     def ranking_loss(self, interaction) -> Tensor:
         """Cross-entropy in both domains, the L1 penalty on H, and the L2 penalty."""
-        loss = self._domain_loss(interaction, "target", "") \
-            + self._domain_loss(interaction, "source", "source_")
+        loss = sum(self._domain_loss(interaction, name) for name in DOMAINS)
         if self.cross_sparsity:
             crossing = sum(layer.weight.abs().sum() for layer in self.towers.cross)
             loss = loss + self.cross_sparsity * crossing
         return loss
 
-    def _domain_loss(self, interaction, name: str, prefix: str) -> Tensor:
-        user = interaction[prefix + self.USER_ID]
-        item = torch.cat([interaction[prefix + self.ITEM_ID][:, None],
-                          interaction[prefix + self.NEG_ITEM_ID]], dim=1)
+    def _domain_loss(self, interaction, name: str) -> Tensor:
+        user, item = self.rows(interaction, name)
         users = user.repeat_interleave(item.shape[1])
         scores = self.pair_scores(name, users, item.reshape(-1)).view(item.shape)
-        labels = torch.zeros_like(scores)
-        labels[:, 0] = 1
-        loss = functional.binary_cross_entropy_with_logits(scores, labels)
         penalty = self.user_embedding(user).square().sum(-1).mean() \
             + self.item_embedding[name](item).square().sum(-1).mean()
-        return loss + self.reg_weight * penalty
+        return ranking_cross_entropy(scores) + self.reg_weight * penalty
 
     # ---- scores --------------------------------------------------------------------------------
 

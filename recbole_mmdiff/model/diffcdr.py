@@ -20,7 +20,7 @@ from recbole_mmdiff.diffusion import (
     sinusoidal_embedding,
 )
 from recbole_mmdiff.errors import ConfigError, one_of
-from recbole_mmdiff.model.base import Stage
+from recbole_mmdiff.model.base import Stage, take
 from recbole_mmdiff.model.mapping import MappingRecommender
 
 # What the numbers drawn for a sample are for: each purpose has a stream of its own.
@@ -126,7 +126,7 @@ class DiffCDR(MappingRecommender):
     def alm_loss(self, interaction) -> Tensor:
         """L_ALM + lambda L_task (Eqs. 6 and 7) of a batch of rating rows."""
         users, place = torch.unique(interaction[self.USER_ID], return_inverse=True)
-        aligned = self.alm(self.sampled_vectors(users))[place]
+        aligned = take(self.alm(self.sampled_vectors(users)), place)
         norm = functional.smooth_l1_loss if self.alignment_norm == 1 else functional.mse_loss
         loss = self.alignment_weight * norm(aligned, self.target_vectors(users)[place])   # Eq. 6
         if self.task_weight:

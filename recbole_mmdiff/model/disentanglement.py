@@ -33,33 +33,17 @@ class DomainEncoder(nn.Module):
         self.item_bias = nn.Embedding(dataset.item_num, 1)
         nn.init.zeros_(self.item_bias.weight)
         self.register_buffer("mean", dataset.inter_feat[rating_field].mean())
-        self.modalities = list(modalities)
-        self.of_items, self.of_users = nn.ModuleDict(), nn.ModuleDict()
-        for name, (features, missing) in modalities.items():
-            has = ~missing if policy == "drop_item" else torch.ones_like(missing)
-            has[0] = False
-            features, rows = standardized(features, has), has[items]
-            mean, _ = mean_of_items(users[rows], items[rows], dataset.user_num, dataset.item_num)
-            known = torch.bincount(users[rows], minlength=dataset.user_num) > 0
-            for key, value in (("item", features), ("user", standardized(mean @ features, known)),
-                               ("item_has", has[:, None]), ("user_has", known[:, None])):
-                self.register_buffer(f"{key}_{name}", value, persistent=False)
-            self.of_items[name] = nn.Linear(features.shape[1], embedding_size)
-            self.of_users[name] = nn.Linear(features.shape[1], embedding_size)
+        # By position: any text may be the name of a modality.
+        self.modalities = nn.ModuleList(
+            Modality(features, _present(missing, policy), users, items, dataset.user_num, embedding_size)
+            for features, missing in modalities.values())
         self.common, self.specific, self.item_layer = (
             nn.Linear(embedding_size, disentangled_size) for _ in range(3))
         self.user_bias = nn.Linear(disentangled_size, 1, bias=False)
 
-    def _with_modalities(self, kind: str, vectors: Tensor, layers: nn.ModuleDict,
-                         ids: Tensor) -> Tensor:
-        for name in self.modalities:
-            features, has = (getattr(self, f"{key}_{name}")[ids] for key in (kind, f"{kind}_has"))
-            vectors = vectors + has * layers[name](features).relu()
-        return vectors
-
     def users(self, user: Tensor) -> Tensor:
         """(b, d): u, of ids and modalities."""
-        return self._with_modalities("user", self.user_embedding(user), self.of_users, user)
+        return self.user_embedding(user) + sum(part.of_users(user) for part in self.modalities)
 
     def disentangle(self, users: Tensor) -> Parts:
         """c and s (b, k) of u (b, d)."""
@@ -71,7 +55,7 @@ class DomainEncoder(nn.Module):
 
     def item_factors(self, item: Tensor) -> Tensor:
         """(b, k + 1): [v_i, 1] of items (b,)."""
-        items = self._with_modalities("item", self.item_embedding(item), self.of_items, item)
+        items = self.item_embedding(item) + sum(part.of_items(item) for part in self.modalities)
         return functional.pad(self.item_layer(items), (0, 1), value=1.0)
 
     def item_offset(self, item: Tensor) -> Tensor:
@@ -79,8 +63,48 @@ class DomainEncoder(nn.Module):
         return self.mean + self.item_bias(item).squeeze(-1)
 
 
+class Modality(nn.Module):
+    """One modality in one domain: features of items, their means over users' items, two layers.
+
+    Args:
+        features, present: (items, dim), and (items,) which items have a row.
+        users, items: (n,) of the training rows.
+        num_users: ids are below it.
+        size: length d of what the layers give.
+    """
+
+    def __init__(self, features: Tensor, present: Tensor, users: Tensor, items: Tensor,
+                 num_users: int, size: int):
+        super().__init__()
+        features, rows = standardized(features, present), present[items]
+        mean, _ = mean_of_items(users[rows], items[rows], num_users, len(features))
+        known = torch.bincount(users[rows], minlength=num_users) > 0
+        for name, value in (("item", features), ("item_present", present[:, None]),
+                            ("user", standardized(mean @ features, known)),
+                            ("user_present", known[:, None])):
+            self.register_buffer(name, value, persistent=False)
+        self.item_layer = nn.Linear(features.shape[1], size)
+        self.user_layer = nn.Linear(features.shape[1], size)
+
+    def of_items(self, item: Tensor) -> Tensor:
+        """(b, d): relu of the layer of items' features, zero without features."""
+        return self.item_present[item] * self.item_layer(self.item[item]).relu()
+
+    def of_users(self, user: Tensor) -> Tensor:
+        """(b, d): relu of the layer of the means of users' items, zero without such items."""
+        return self.user_present[user] * self.user_layer(self.user[user]).relu()
+
+
+def _present(missing: Tensor, policy: str) -> Tensor:
+    present = ~missing if policy == "drop_item" else torch.ones_like(missing)
+    present[0] = False
+    return present
+
+
 def standardized(matrix: Tensor, rows: Tensor) -> Tensor:
     """Columns centred and scaled over the marked rows (n,) of (n, d), all other rows zero."""
+    if not rows.any():
+        return torch.zeros_like(matrix)
     found = matrix[rows]
     scale = found.std(0, correction=0).clamp(min=1e-6)
     result = torch.zeros_like(matrix)

@@ -36,14 +36,16 @@ class MappingRecommender(StagedRecommender):
         for domain in ("source", "target"):
             self.register_buffer(f"{domain}_center", torch.zeros(self.size))
             self.register_buffer(f"{domain}_scale", torch.ones(self.size))
+        self.register_buffer("mean_user", torch.zeros(self.size))
         self.frozen: dict[str, Tensor] = {}
-        self.register_load_state_dict_post_hook(lambda model, keys: model.frozen.clear())
+        self.register_load_state_dict_post_hook(_forget_frozen)
         trained = torch.zeros(dataset.user_num, dtype=torch.bool)
         trained[dataset.users_with_rows()] = True
         known = torch.zeros(dataset.user_num, dtype=torch.bool)
         in_source = dataset.source.inter_feat[dataset.source.uid_field]
         known[in_source[in_source < dataset.user_num]] = True
         self.register_buffer("is_transferred", known & ~trained)
+        self.register_buffer("is_unknown", ~known & ~trained)
         self.register_buffer("is_finetuned", finetuned_users(dataset))
         overlap_users = dataset.overlap_users()
         if len(overlap_users) < 2:
@@ -99,6 +101,7 @@ class MappingRecommender(StagedRecommender):
     def freeze_spaces(self) -> None:
         """The start of the transfer stage: centre and scale of both spaces from the overlapping
         training users, and the standardised vectors of all users, which no longer change."""
+        self.mean_user.copy_(self.target.user_factors(self.overlap_users).mean(0))
         for domain in ("source", "target"):
             if self.standardize:
                 factors = getattr(self, domain).user_factors(self.overlap_users)
@@ -131,11 +134,12 @@ class MappingRecommender(StagedRecommender):
         return self.in_target_space(self.transfer(user))
 
     def user_factors(self, user: Tensor) -> Tensor:
-        """(b, size): transferred vectors of cold users, trained ones of the others."""
-        factors = self.target.user_factors(user)
+        """(b, size): transferred vectors of cold users, trained ones of the others; the mean of the
+        overlapping users for who has no row in either domain."""
+        factors = torch.where(self.is_unknown[user, None], self.mean_user,
+                              self.target.user_factors(user))
         cold = self.is_transferred[user]
         if cold.any():
-            factors = factors.clone()
             factors[cold] = self.in_target_space(self.transfer(user[cold])).to(factors.dtype)
         return factors
 
@@ -146,6 +150,11 @@ class MappingRecommender(StagedRecommender):
     def item_offset(self, item: Tensor) -> Tensor:
         """(b,): 0, or mean rating plus item bias."""
         return self.target.item_offset(item)
+
+
+def _forget_frozen(model: MappingRecommender, _keys) -> None:
+    """Other weights were loaded: what was computed from the old ones is stale."""
+    model.frozen.clear()
 
 
 def perceptron(sizes: list[int], activation: type[nn.Module], bias: bool) -> nn.Sequential:

@@ -7,7 +7,7 @@ from torch.nn import functional
 from recbole_mmdiff.data.modalities import item_modalities
 from recbole_mmdiff.diffusion import fold_in, keyed_uniform
 from recbole_mmdiff.errors import ConfigError
-from recbole_mmdiff.model.base import FinetunedOffset, Stage, StagedRecommender
+from recbole_mmdiff.model.base import FinetunedOffset, Stage, StagedRecommender, take
 from recbole_mmdiff.model.disentanglement import (
     DomainEncoder,
     Parts,
@@ -158,7 +158,7 @@ class P2M2CDR(StagedRecommender):
         cold = self._as_cold(linked)[:, None]
         place = torch.searchsorted(target, linked)
         vectors = vectors.index_put((place,), torch.where(
-            cold, self.decoder(crossed["source"][0].detach()), vectors[place]))
+            cold, self.decoder(crossed["source"][0].detach()), take(vectors, place)))
         loss = self._rating_loss("target", vectors, target, *target_rows) \
             + self._rating_loss("source", sum(parts["source"]), source, *source_rows)
         if self.inter_weight and len(linked):
@@ -189,9 +189,9 @@ class P2M2CDR(StagedRecommender):
                      rating: Tensor) -> Tensor:
         """Of rows whose users' z are the rows of ``vectors`` (n, k), ordered as ``known`` (n,)."""
         domain = self.domains[name]
-        users = domain.user_factors(vectors)[torch.searchsorted(known, user)]
+        users = take(domain.user_factors(vectors), torch.searchsorted(known, user))
         items, place = torch.unique(item, return_inverse=True)
-        item_factors = domain.item_factors(items)[place]
+        item_factors = take(domain.item_factors(items), place)
         scores = (users * item_factors).sum(-1) + domain.item_offset(item)
         penalty = (users.square().sum(-1) + item_factors[:, :-1].square().sum(-1)
                    + domain.item_bias(item).squeeze(-1).square()).mean()
@@ -221,4 +221,4 @@ class P2M2CDR(StagedRecommender):
 def _at(parts: Parts, known: Tensor, user: Tensor) -> Parts:
     """The rows of ``user`` (m,) in parts that are ordered as ``known`` (n,) is."""
     place = torch.searchsorted(known, user)
-    return parts[0][place], parts[1][place]
+    return take(parts[0], place), take(parts[1], place)

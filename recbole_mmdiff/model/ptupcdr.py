@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from recbole_mmdiff.errors import ConfigError
-from recbole_mmdiff.model.base import Stage
+from recbole_mmdiff.model.base import Stage, take
 from recbole_mmdiff.model.mapping import MappingRecommender
 
 
@@ -43,6 +43,8 @@ class PTUPCDR(MappingRecommender):
         self.epochs = config["epochs"]
         self.meta_weight_decay = config["meta_weight_decay"]
         self.history_length = config["history_length"]
+        # A bridge is a matrix: those of all users of a large evaluation would not fit.
+        self.users_at_once = max(1, config["eval_chunk_elements"] // self.size**2)
         for key in ("history_length", "meta_size"):
             if config[key] < 1:
                 raise ConfigError(f"{key}: {config[key]!r} is too small, use 1 or more")
@@ -86,7 +88,7 @@ class PTUPCDR(MappingRecommender):
     def rating_loss(self, interaction) -> Tensor:
         """Mean squared error of a batch of target ratings: a scalar."""
         users, place = torch.unique(interaction[self.USER_ID], return_inverse=True)
-        factors = self.in_target_space(self.transfer(users))[place]
+        factors = take(self.in_target_space(self.transfer(users)), place)
         with torch.no_grad():
             item = interaction[self.ITEM_ID]
             item_factors, offset = self.item_factors(item), self.item_offset(item)
@@ -94,6 +96,9 @@ class PTUPCDR(MappingRecommender):
 
     def transfer(self, user: Tensor) -> Tensor:
         """(b, size): u_s times the user's bridge."""
+        return torch.cat([self._bridged(part) for part in user.split(self.users_at_once)])
+
+    def _bridged(self, user: Tensor) -> Tensor:
         bridge = self.decoder(self.attended(user)).view(-1, self.size, self.size)
         return torch.bmm(self.source_vectors(user)[:, None], bridge).squeeze(1)
 

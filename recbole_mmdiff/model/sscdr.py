@@ -6,6 +6,7 @@ from torch.nn import functional
 
 from recbole_mmdiff.diffusion import fold_in, keyed_uniform
 from recbole_mmdiff.errors import ConfigError, DataError, one_of
+from recbole_mmdiff.graph import mean_of_items, propagate
 from recbole_mmdiff.model.base import Stage
 from recbole_mmdiff.model.mapping import MappingRecommender, perceptron
 from recbole_mmdiff.negatives import KnownItems
@@ -32,8 +33,9 @@ class SSCDR(MappingRecommender):
         - There an item vector [q_i, 1] is a direction, not a point among the users. With
           ``item_points: likers`` v_j is the mean of the standardised source vectors of the users
           who like j, which minimises the squared distances to them: where a metric space would put
-          it. ``factors`` takes the factorisation's own vector as DiffCDR's comparison does, times
-          the scale of the users, so that products with standardised users keep their order.
+          it (an item that nobody likes is at zero, the mean overlapping user). ``factors`` takes
+          the factorisation's own vector as DiffCDR's comparison does, times the scale of the users,
+          so that products with standardised users keep their order.
         - f is linear by default (``mapping_hidden_sizes: []``), as DiffCDR's comparison has it.
         - No hops by default: on ratings they cost accuracy. All neighbours count, none is sampled,
           and a vector weighs as much as its neighbours together, so that it does not drown in them.
@@ -64,8 +66,13 @@ class SSCDR(MappingRecommender):
             raise DataError(f"positive_rating: no rating of {source.dataset_name} reaches "
                             f"{config['positive_rating']}, so SSCDR has no liked item to learn from")
         user, item = rows[source.uid_field], rows[source.iid_field]
-        self.known = KnownItems(user, item, source.user_num, source.item_num)
-        self.liked = KnownItems(user[liked], item[liked], source.user_num, source.item_num)
+        sizes = source.user_num, source.item_num
+        self.known = KnownItems(user, item, *sizes)
+        self.liked = KnownItems(user[liked], item[liked], *sizes)
+        means = {"items": mean_of_items(user[liked], item[liked], *sizes)[0],
+                 "likers": mean_of_items(item[liked], user[liked], *sizes[::-1])[0]}
+        for name, matrix in means.items():
+            self.register_buffer(f"mean_of_{name}", matrix, persistent=False)
 
     def stages(self) -> list[Stage]:
         """The two factorisations, then the mapping over overlapping users."""
@@ -119,8 +126,7 @@ class SSCDR(MappingRecommender):
             items = torch.arange(self.liked.num_items, device=self.device)
             points = self.source.item_factors(items) * self.source_scale
             if self.item_points == "likers":
-                points = self._neighbour_mean(self._source_user_vectors(), torch.zeros_like(points),
-                                              of_items=True)
+                points = propagate(self.mean_of_likers, self._source_user_vectors())
             self.frozen["items"] = points
         return self.frozen["items"]
 
@@ -129,14 +135,11 @@ class SSCDR(MappingRecommender):
         users = torch.arange(len(self.liked.counts), device=self.device)
         return (self.source.user_factors(users) - self.source_center) / self.source_scale
 
-    def _neighbour_mean(self, vectors: Tensor, default: Tensor, of_items: bool) -> Tensor:
-        """Mean of ``vectors`` of an item's likers (users, size), or of the items that a user likes
-        (items, size); ``default`` (of the output's shape) for who has none."""
-        liked = self.liked.to(vectors.device)
-        row, neighbour = (liked.items, liked.users) if of_items else (liked.users, liked.items)
-        count = torch.bincount(row, minlength=len(default))[:, None]
-        total = torch.zeros_like(default).index_add_(0, row, vectors[neighbour])
-        return torch.where(count > 0, total / count.clamp(min=1), default)
+    def _neighbour_mean(self, matrix: Tensor, vectors: Tensor, default: Tensor) -> Tensor:
+        """The means of ``vectors`` that a matrix (rows, n) takes; ``default`` (rows, size) for who
+        has no neighbours."""
+        alone = matrix.crow_indices().diff() == 0
+        return torch.where(alone[:, None], default, propagate(matrix, vectors))
 
     @torch.no_grad()
     def inferred(self) -> Tensor:
@@ -146,8 +149,8 @@ class SSCDR(MappingRecommender):
         users = self.mapping(self._source_user_vectors())
         items = self.mapping(self.source_item_vectors())
         for _ in range(self.hops):
-            users, items = ((users + self._neighbour_mean(items, users, of_items=False)) / 2,
-                            (items + self._neighbour_mean(users, items, of_items=True)) / 2)
+            users, items = ((users + self._neighbour_mean(self.mean_of_items, items, users)) / 2,
+                            (items + self._neighbour_mean(self.mean_of_likers, users, items)) / 2)
         if not self.training:
             self.frozen["inferred"] = users
         return users

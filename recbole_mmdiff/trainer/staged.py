@@ -286,7 +286,13 @@ class StagedTrainer(Trainer):
         parameters = list(kwargs.pop("params", self.model.parameters()))
         if not parameters:
             return None
-        optimizer = super()._build_optimizer(params=parameters, **kwargs)
+        decay = kwargs.pop("weight_decay", self.weight_decay)
+        # RecBole warns of reg_weight beside a weight decay, but ours belong to different stages.
+        told = 0.0 if hasattr(self.model, "stages") else decay
+        optimizer = super()._build_optimizer(params=parameters, weight_decay=told, **kwargs)
+        for group in optimizer.param_groups:
+            if "weight_decay" in group:
+                group["weight_decay"] = decay
         if self.config["fused_optimizer"] and isinstance(optimizer, torch.optim.Adam):
             for group in optimizer.param_groups:
                 group["fused"], group["foreach"] = True, None

@@ -1,6 +1,8 @@
 """What every model of ours must do, whatever its paper."""
 
 import re
+from math import isfinite
+from statistics import mean
 
 import pytest
 import torch
@@ -24,26 +26,45 @@ from recbole_mmdiff.trainer import StagedTrainer
 KEY_LINE = re.compile(r"^(\w+):.*?\s#\s*\S")
 
 
-class Popularity:
-    """Scores an item by the number of its positive training rows, for every user."""
+class Ranker:
+    """What the evaluator asks of a model that ranks."""
 
     predicts_ratings, device = False, torch.device("cpu")
 
     def __init__(self, parts):
-        rows = parts.observed.inter_feat[parts.observed.iid_field][parts.observed.positive_rows()]
-        self.counts = torch.bincount(rows, minlength=parts.test.item_num).float()
+        self.num_items = parts.test.item_num
 
     def eval(self):
         return self
+
+
+class Popularity(Ranker):
+    """Scores an item by the number of its positive training rows, for every user."""
+
+    def __init__(self, parts):
+        super().__init__(parts)
+        rows = parts.observed.inter_feat[parts.observed.iid_field][parts.observed.positive_rows()]
+        self.counts = torch.bincount(rows, minlength=self.num_items).float()
 
     def full_sort_predict(self, interaction):
         return self.counts.repeat(len(interaction))
 
 
-def popularity_ndcg(run_of_model) -> float:
-    """NDCG@10 on the test users of a run, of items ranked by popularity."""
+class Chance(Ranker):
+    """Scores drawn by a seed."""
+
+    def __init__(self, parts, seed):
+        super().__init__(parts)
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def full_sort_predict(self, interaction):
+        return torch.rand(len(interaction) * self.num_items, generator=self.generator)
+
+
+def ndcg_of(run_of_model, ranker) -> float:
+    """NDCG@10 of a ranker on the test users of a run."""
     evaluator = Evaluator(run_of_model.config, run_of_model.parts)
-    found = evaluator.evaluate(Popularity(run_of_model.parts), "test", ["ranking_full"])
+    found = evaluator.evaluate(ranker, "test", ["ranking_full"])
     return found.metrics["ranking_full"]["ndcg@10"]
 
 
@@ -56,8 +77,9 @@ class ModelContract:
         accurate_keys: laid over ``keys`` for a run that is long enough to learn something.
         transfers: whether it tells a cold-start user from another.
         best_rmse_ratio: upper bound of its RMSE over the item mean's, on the tiny pair.
-        least_ndcg_ratio: of a ranking model instead: lower bound of its NDCG@10 over that of items
-            ranked by their number of positive training rows.
+        least_ndcg_ratio: of a ranking model instead: lower bound of its NDCG@10 over those of
+            popularity and of chance, on the pair of taste groups.
+        most_ndcg_ratio: upper bound of the same where source rows tell nothing of their users.
     """
 
     model = ""
@@ -65,7 +87,8 @@ class ModelContract:
     accurate_keys: dict = {}
     transfers = True
     best_rmse_ratio = 1.0
-    least_ndcg_ratio = 1.0
+    least_ndcg_ratio = 1.5
+    most_ndcg_ratio = 1.2
 
     # ---- runs that the tests share ------------------------------------------------------------
 
@@ -81,6 +104,16 @@ class ModelContract:
         keys = {**self.keys, **self.accurate_keys}
         return run_keys(tiny_config(self.model, **keys),
                         tmp_path_factory.mktemp(self.model) / "accurate")
+
+    @pytest.fixture(scope="class")
+    def on_tastes(self, tiny_config, taste_pair, swapped_pair, tmp_path_factory):
+        """Runs of a ranking model where the source tells what a cold user likes, and where not."""
+        if get_model(self.model).predicts_ratings:
+            pytest.skip("its band is one of RMSE")
+        keys = {**self.keys, **self.accurate_keys}
+        return [run_keys(tiny_config(self.model, **keys, data_path=pair.folder),
+                         tmp_path_factory.mktemp(self.model) / "tastes")
+                for pair in (taste_pair, swapped_pair)]
 
     @staticmethod
     def scores(run_of_model):
@@ -121,11 +154,17 @@ class ModelContract:
 
     def test_accuracy_band(self, accurate):
         if not get_model(self.model).predicts_ratings:
-            ndcg = accurate.metrics["test"]["ranking_full"]["ndcg@10"]
-            assert ndcg > self.least_ndcg_ratio * popularity_ndcg(accurate)
-            return
+            pytest.skip("its band is one of NDCG")
         rmse = accurate.metrics["test"]["rating"]["rmse"]
         assert rmse < self.best_rmse_ratio * item_mean_rmse(accurate.parts)
+
+    def test_ranking_band(self, on_tastes):
+        """Cold users get the items of their group, by what the source tells and nothing else."""
+        told, untold = (made.metrics["test"]["ranking_full"]["ndcg@10"] for made in on_tastes)
+        popularity = ndcg_of(on_tastes[0], Popularity(on_tastes[0].parts))
+        chance = mean(ndcg_of(on_tastes[0], Chance(on_tastes[0].parts, seed)) for seed in range(10))
+        assert told > self.least_ndcg_ratio * max(popularity, chance)
+        assert untold < self.most_ndcg_ratio * max(popularity, chance)
 
     # ---- saving, repeating, resuming -----------------------------------------------------------
 
@@ -167,6 +206,17 @@ class ModelContract:
         resumed = run(**arguments)
         assert_same_weights(resumed.model, short.model)
         assert saved_metrics(folder) == saved_metrics(short.folder)
+
+    def test_mixed_precision(self, short, tiny_config, tmp_path):
+        """bfloat16 where autocast chooses it, in every stage."""
+        if not short.metrics["history"]:
+            pytest.skip("nothing is trained")
+        keys = {**self.keys, "enable_amp": True, "split_protocol": "warm_start", "finetune_epochs": 1}
+        made = run_keys(tiny_config(self.model, **keys), tmp_path / "amp")
+        history = made.metrics["history"]
+        assert history[-1]["stage"] == "finetune"
+        assert all(isfinite(loss) for entry in history for loss in entry["loss"])
+        assert torch.isfinite(self.scores(made)).all()
 
     @pytest.mark.gpu
     @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")

@@ -26,13 +26,13 @@ ACCURATE = {"epochs": 60, "learning_rate": 0.01, "stopping_step": 20, "valid_met
 WITHOUT = {"image": {"ti0", "ti1", "si3"}, "text": {"ti0"}}
 
 
-def write_item_features(pair):
-    """Triples ``text`` and ``image`` beside both domains of a pair."""
+def write_item_features(pair, dims=(("text", 5), ("image", 3))):
+    """Triples beside both domains of a pair, modality -> dimension."""
     draw = np.random.default_rng(3)
     for name, rows in ((pair.source, pair.source_rows), (pair.target, pair.target_rows)):
         tokens = sorted({row[1] for row in rows})
-        for modality, dim in (("text", 5), ("image", 3)):
-            kept = [token for token in tokens if token not in WITHOUT[modality]]
+        for modality, dim in dims:
+            kept = [token for token in tokens if token not in WITHOUT.get(modality, ())]
             matrix = draw.normal(2.0, 3.0, size=(len(kept), dim)).astype(np.float32)
             write_features(pair.folder / name, name, modality, kept, matrix, encoder="test")
 
@@ -140,10 +140,10 @@ class ByHand:
 
     def whole(self, domain, kind, number):
         vector = self.at(domain, f"{kind}_embedding.weight")[number].copy()
-        for modality in ("text", "image"):
+        for place, modality in enumerate(("text", "image")):
             rows = self.features[domain][modality][kind == "user"]
             if number in rows:
-                layer = f"domains.{domain}.of_{kind}s.{modality}"
+                layer = f"domains.{domain}.modalities.{place}.{kind}_layer"
                 vector += relu(linear(self.weights, layer, rows[number]))
         return vector
 
@@ -339,9 +339,9 @@ def test_features_of_a_cold_user_come_from_the_source_only(built, featured):
     model, _, train = built()
     cold = torch.arange(1, train.num_overlap + 1)
     cold = cold[~torch.isin(cold, train.users_with_rows())]
-    for modality in ("text", "image"):
-        assert not getattr(model.domains["target"], f"user_has_{modality}")[cold].any()
-        assert getattr(model.domains["source"], f"user_has_{modality}")[cold].all()
+    for domain, known in (("target", False), ("source", True)):
+        for modality in model.domains[domain].modalities:
+            assert (modality.user_present[cold] == known).all()
     model.eval()
     before = model.user_factors(cold).clone()
     with torch.no_grad():
@@ -356,10 +356,11 @@ def test_features_of_a_cold_user_come_from_the_source_only(built, featured):
 def test_items_without_features(policy, left_out, built):
     model, _, train = built(modality_policy=policy)
     domain, item = model.domains["target"], train.field2token_id["item_id"]["ti1"]
-    assert bool(domain.item_has_image[item]) != left_out and bool(domain.item_has_text[item])
+    text, image = domain.modalities
+    assert bool(image.item_present[item]) != left_out and bool(text.item_present[item])
     before = domain.item_factors(torch.tensor([item])).clone()
     with torch.no_grad():
-        domain.of_items["image"].bias.add_(5.0)
+        image.item_layer.bias.add_(5.0)
     assert torch.equal(domain.item_factors(torch.tensor([item])), before) == left_out
 
 
@@ -378,3 +379,12 @@ def test_without_features_the_error_says_what_to_do(tiny_config, tmp_path):
 def test_shares(key, built):
     with pytest.raises(ConfigError, match=f"{key}: 1.5 is no share"):
         built(**{key: 1.5})
+
+
+def test_any_text_may_name_a_modality(make_tiny_pair, tiny_config, tmp_path):
+    """Names that PyTorch's modules have for something else, too."""
+    pair = make_tiny_pair(tmp_path)
+    names = ["keys", "embedding", "bias", "text", "has_text"]
+    write_item_features(pair, [(name, 4) for name in names])
+    keys = tiny_config("P2M2CDR", data_path=pair.folder, epochs=1, modalities=names)
+    assert run_keys(keys, tmp_path / "run").metrics["test"]["rating"]["rmse"] < 3

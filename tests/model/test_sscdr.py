@@ -105,7 +105,7 @@ def test_loss_and_gradient_by_hand(make, base, item_points):
     weight = layer.detach().clone().numpy()
     loss = model.mapping_loss(Interaction({"user_id": users, "sample_id": sample_id}))
     expected = slow_loss(model, train, weight, users.tolist(), triplets)
-    assert loss.item() == pytest.approx(expected, rel=1e-9)
+    assert loss.item() == pytest.approx(expected, rel=1e-7)
     loss.backward()
     for index in np.ndindex(*weight.shape):
         expected = slope(lambda: slow_loss(model, train, weight, users.tolist(), triplets), weight, index)
@@ -185,7 +185,7 @@ def test_hops_against_a_loop(make, hops, item_points):
     wanted = torch.arange(model.n_users)
     for mode in (True, False):
         found = model.train(mode).transfer(wanted).detach()
-        np.testing.assert_allclose(found, users[:model.n_users], rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(found, users[:model.n_users], rtol=1e-6, atol=1e-7)
 
 
 def test_what_was_inferred_follows_the_mapping(make):

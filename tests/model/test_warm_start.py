@@ -1,25 +1,16 @@
 """Warm start (DiffCDR, Figure 3): every cross-domain model goes on from its cold-start predictions."""
 
-import importlib
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from contract import ModelContract
-from running import Killed, assert_same_weights, run_keys, saved_metrics
+from running import Killed, assert_same_weights, contract_of, run_keys, saved_metrics
 
 from recbole_mmdiff.model.registry import MODELS
 from recbole_mmdiff.quick_start import run
 from recbole_mmdiff.trainer import StagedTrainer
 
 WARM = {"split_protocol": "warm_start", "eval_step": 1, "finetune_epochs": 3}
-
-
-def contract_of(model: str) -> type:
-    for path in Path(__file__).resolve().parent.glob("test_*.py"):
-        importlib.import_module(path.stem)
-    return next(test for test in ModelContract.__subclasses__() if test.model == model)
 
 
 def keys_of(model: str, **keys) -> dict:
@@ -58,9 +49,12 @@ def test_it_starts_from_the_cold_start_predictions(model, warm_run):
                                rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("model", MODELS)
-def test_it_moves_the_held_out_users_alone(model, warm_run):
-    cold, warm = warm_run(model, finetune_epochs=0), warm_run(model)
+@pytest.mark.parametrize(("model", "keys"), [
+    *((model, {}) for model in MODELS),
+    # Decay would also shrink those whom no row moves.
+    ("EMCDR", {"weight_decay": 0.05}), ("CoNet", {"weight_decay": 0.05})], ids=str)
+def test_it_moves_the_held_out_users_alone(model, keys, warm_run):
+    cold, warm = warm_run(model, **keys, finetune_epochs=0), warm_run(model, **keys)
     users = finetuned_users(warm.parts)
     held_out = torch.cat([torch.unique(part.inter_feat[part.uid_field])
                           for part in (warm.parts.valid, warm.parts.test)])
@@ -72,7 +66,7 @@ def test_it_moves_the_held_out_users_alone(model, warm_run):
     assert ((after - before)[users].abs().amax(1) > 1e-5).float().mean() > 0.9
 
 
-@pytest.mark.parametrize("model", ["CMF", "DiffCDR"])
+@pytest.mark.parametrize("model", ["CMF", "DiffCDR", "BiTGCF", "P2M2CDR", "SSCDR", "PTUPCDR", "CoNet"])
 def test_killed_inside_and_resumed(model, warm_run, tiny_config, tmp_path, monkeypatch):
     whole, save = warm_run(model), StagedTrainer._save
 
