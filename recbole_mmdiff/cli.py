@@ -83,7 +83,8 @@ def _run_command(options: argparse.Namespace, rest: list[str]) -> int:
     if options.command == "report":
         if rest:
             raise ConfigError(f"report: {rest[0]!r} is not known")
-        return _report(options.store, options)
+        _report(options.store, options)
+        return 0
     # Imported here: RecBole and torch take seconds that --help and mistakes need not wait for.
     from recbole_mmdiff.config import find_config_file, parse_overrides
 
@@ -108,20 +109,22 @@ def _run_command(options: argparse.Namespace, rest: list[str]) -> int:
 
 def _compare(options: argparse.Namespace, overrides: dict) -> int:
     from recbole_mmdiff.compare import compare
+    from recbole_mmdiff.errors import one_of
     from recbole_mmdiff.report.figures import require_matplotlib
 
     if len(options.config) != 1:
         raise ConfigError("compare: give one comparison file, --config=FILE")
+    one_of("--rows", options.rows, ("settings", "models"))
     if not options.no_plots:
         require_matplotlib()    # Not after hours.
     store = compare(options.config[0], options.output, overrides, options.workers, options.threads,
                     options.executor, options.gpus)
     options.output = None
-    return _report(store, options)
+    return 0 if _report(store, options) else 1
 
 
-def _report(store, options: argparse.Namespace) -> int:
-    """Write the report and print its tables; 1 if a cell failed."""
+def _report(store, options: argparse.Namespace) -> bool:
+    """Write the report and print its tables; whether all cells are done."""
     from recbole_mmdiff.report import Results, format_table, write_report
 
     ours = [label.strip() for label in options.ours.split(",")] if options.ours else None
@@ -131,11 +134,12 @@ def _report(store, options: argparse.Namespace) -> int:
     for table in results.plan.tables:
         print(format_table(results, table, ours, options.rows))
     print(f"report: {paths[0].parent}")
-    failed = [cell for cell in results.plan.cells if results.state(cell) == "failed"]
-    for cell in failed:
-        print(f"failed: {cell.model}, {cell.setting}, {cell.table}, seed {cell.seed}: see "
-              f"{store}/{cell.folder}/error.json", file=sys.stderr)
-    return 1 if failed else 0
+    states = [results.state(cell) for cell in results.plan.cells]
+    for cell, state in zip(results.plan.cells, states, strict=True):
+        if state == "failed":
+            print(f"failed: {cell.model}, {cell.setting}, {cell.table}, seed {cell.seed}: see "
+                  f"{store}/{cell.folder}/error.json", file=sys.stderr)
+    return set(states) == {"done"}
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What a worker does: one cell, or all trials of one study. Both go on where they were killed."""
 
 import json
+import math
 import platform
 import shutil
 import traceback
@@ -11,12 +12,13 @@ from time import perf_counter
 import torch
 
 from recbole_mmdiff import __version__
+from recbole_mmdiff.compare.identity import WHERE, without
 from recbole_mmdiff.compare.space import suggest_values
 from recbole_mmdiff.config import Config
-from recbole_mmdiff.config.sources import merge
+from recbole_mmdiff.config.sources import merge, read_yaml
 from recbole_mmdiff.errors import CheckpointError, ConfigError, DataError
 from recbole_mmdiff.files import write_json
-from recbole_mmdiff.quick_start import CONFIG, METRICS, run
+from recbole_mmdiff.quick_start import CONFIG, MAY_CHANGE, METRICS, run
 
 CELL, ERROR = "cell.json", "error.json"
 #: of every cell, unless the comparison says otherwise
@@ -38,29 +40,47 @@ def run_cell(job: dict) -> dict:
     try:
         tuned = best_keys(**job["study"]) if job["study"] else {}
         keys = merge(job["keys"], tuned)
-        finished = _run_or_resume(job, keys, folder)
-        _record(folder, job, tuned, finished)
+        config = cell_config(keys, job["files"], job["overrides"])
+        if not (folder / METRICS).is_file():
+            _run_or_resume(job, keys, folder)
+        _record(folder, job, tuned, str(config["device"]))
         (folder / ERROR).unlink(missing_ok=True)
         return {"seconds": perf_counter() - started}
     except Exception as error:
         return _record_error(folder, error)
 
 
+def is_finished(folder: Path) -> bool:
+    """Whether a cell is done, its record included."""
+    return (folder / METRICS).is_file() and (folder / CELL).is_file()
+
+
 def run_study(job: dict) -> dict:
     """Run all trials of a study, one after another, on validation data alone.
 
-    A trial that is on disk is not run again: its values are suggested anew by the same sampler,
-    which depends on the seed and the trials before, so that a study that was killed goes on as if
-    it had not been. Trial 0 takes the defaults. Equal values are tried once.
+    A trial that is on disk with a score is not run again: its values are suggested anew by the same
+    sampler, which depends on the seed and the trials before, so that a study that was killed goes
+    on as if it had not been. Trial 0 takes the defaults. Equal values are tried once.
 
     Args:
         job: as of ``run_cell``, with ``space``, ``trials``, ``seed`` and ``bigger``.
     """
+    torch.set_num_threads(job["threads"])
+    started = perf_counter()
+    try:
+        scores = _all_trials(job)
+    except Exception as error:
+        return _message(error)
+    if all(score is None for score in scores.values()):
+        return {"error": f"all {job['trials']} trials failed; see {job['folder']}"}
+    return {"seconds": perf_counter() - started}
+
+
+def _all_trials(job: dict) -> dict[str, float | None]:
+    """Tried keys, as text -> validation score."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    torch.set_num_threads(job["threads"])
-    started = perf_counter()
     sampler = optuna.samplers.TPESampler(seed=job["seed"], n_startup_trials=5)
     study = optuna.create_study(direction="maximize" if job["bigger"] else "minimize",
                                 sampler=sampler)
@@ -73,9 +93,7 @@ def run_study(job: dict) -> dict:
         if trial is not None:
             state = None if score is not None else optuna.trial.TrialState.FAIL
             study.tell(trial, score, state=state)
-    if all(score is None for score in scores.values()):
-        return {"error": f"all {job['trials']} trials failed; see {job['folder']}"}
-    return {"seconds": perf_counter() - started}
+    return scores
 
 
 def best_keys(folder: str, trials: int, bigger: bool) -> dict:
@@ -91,7 +109,10 @@ def _trial_score(job: dict, number: int, values: dict, known: float | None) -> f
     """The validation score of a trial: on disk, ``known`` from equal values, or of a run."""
     path = _trial_file(Path(job["folder"]), number)
     if path.is_file():
-        return json.loads(path.read_text(encoding="utf-8"))["score"]
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        # One that failed may do so no more; one of other values is of another sampler.
+        if saved["score"] is not None and saved["keys"] == values:
+            return saved["score"]
     if known is not None:
         write_json({"keys": values, "score": known, "seconds": 0.0}, path)
         return known
@@ -100,7 +121,8 @@ def _trial_score(job: dict, number: int, values: dict, known: float | None) -> f
         finished = _run_or_resume(job, merge(job["keys"], values), folder, test=False)
         config = finished.config
         score = finished.metrics["valid"][config.valid_pass][config.valid_key]
-        trial = {"keys": values, "score": score, "seconds": finished.metrics["seconds"]["training"]}
+        trial = {"keys": values, "score": score if math.isfinite(score) else None,
+                 "seconds": finished.metrics["seconds"]["training"]}
     except Exception as error:
         trial = {"keys": values, "score": None, **_message(error)}
     write_json(trial, path)
@@ -113,17 +135,20 @@ def _trial_file(folder: Path, number: int) -> Path:
 
 
 def _run_or_resume(job: dict, keys: dict, folder: Path, test: bool = True):
-    where = {key: job[key] for key in ("gpu_id",) if key in job}
+    overrides = {**job["overrides"], **{key: job[key] for key in ("gpu_id",) if key in job}}
     options = {"test": test, "console": False}
     if (folder / CONFIG).is_file() and not (folder / METRICS).is_file():
+        # Where the data lie and what device there is may have changed since it was killed.
+        wanted = cell_config(keys, job["files"], overrides).plain_run_dict()
+        moved = {key: wanted[key] for key in WHERE & MAY_CHANGE & wanted.keys()}
         try:
-            return run(resume=folder, overrides=where, **options)
+            if without(read_yaml(folder / CONFIG), WHERE) == without(wanted, WHERE):
+                return run(resume=folder, overrides=moved, **options)
         except (CheckpointError, ConfigError, DataError):
             pass    # A model that cannot go on, or a file cut off by the kill: anew.
     shutil.rmtree(folder, ignore_errors=True)
-    keys = merge(QUIET, keys)
-    return run(config_files=job["files"], config_dict=keys,
-               overrides={**job["overrides"], **where}, output=folder, **options)
+    return run(config_files=job["files"], config_dict=merge(QUIET, keys), overrides=overrides,
+               output=folder, **options)
 
 
 def cell_config(keys: dict, files: list, overrides: dict) -> Config:
@@ -131,18 +156,19 @@ def cell_config(keys: dict, files: list, overrides: dict) -> Config:
     return Config(config_file_list=list(files), config_dict=merge(QUIET, keys), overrides=overrides)
 
 
-def _record(folder: Path, job: dict, tuned: dict, finished) -> None:
+def _record(folder: Path, job: dict, tuned: dict, device: str) -> None:
     """``cell.json``: what a run folder does not say."""
     write_json({
         "model": job["label"], "setting": job["setting"], "table": job["table"],
         "trials": job["study"]["trials"] if job["study"] else None, "tuned": tuned,
-        "threads": job["threads"], "device": str(finished.config["device"]),
+        "threads": job["threads"], "workers": job["workers"], "device": device,
         "versions": {"recbole_mmdiff": __version__, "python": platform.python_version(),
                      **{name: version(name) for name in ("recbole", "torch", "numpy")}}},
         folder / CELL)
 
 
 def _record_error(folder: Path, error: Exception) -> dict:
+    """Also leaves the error in ``error.json``."""
     folder.mkdir(parents=True, exist_ok=True)
     message = _message(error)
     write_json({**message, "traceback": traceback.format_exc()}, folder / ERROR)

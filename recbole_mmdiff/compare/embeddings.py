@@ -1,5 +1,6 @@
 """Transferred vectors beside true ones (DiffCDR, Figure 4), gathered from the runs of a comparison."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,13 +8,16 @@ import numpy as np
 import torch
 from recbole.data.interaction import Interaction
 
+from recbole_mmdiff.compare.plan import Comparison
+from recbole_mmdiff.config.keys import model_keys
 from recbole_mmdiff.errors import ConfigError
-from recbole_mmdiff.files import write_atomically
+from recbole_mmdiff.files import write_atomically, write_json
 from recbole_mmdiff.model.mapping import MappingRecommender
-from recbole_mmdiff.quick_start import Run, build_model, load_run
+from recbole_mmdiff.model.registry import get_model
+from recbole_mmdiff.quick_start import METRICS, Run, build_model, load_run
 from recbole_mmdiff.trainer import make_trainer
 
-FILE = "embeddings.npz"
+FILE, MADE_FROM = "embeddings.npz", "embeddings.json"
 
 
 def write_embeddings(store: Path, folders: dict[str, Path], evaluations: dict[str, list[int]],
@@ -47,12 +51,45 @@ def write_embeddings(store: Path, folders: dict[str, Path], evaluations: dict[st
     return _save(store / FILE, points)
 
 
-def check_models(classes: dict[str, type]) -> None:
-    """Raises ConfigError for the first label whose class maps no vectors."""
+def check_models(comparison: Comparison) -> None:
+    """Raises ConfigError for a model that maps no vectors, or has no solver to vary, or where no
+    table has them all."""
+    wanted = comparison.embeddings
+    classes = {label: get_model(comparison.models[label].get("model", label))
+               for label in wanted["models"]}
     for label, model_class in classes.items():
         if not issubclass(model_class, MappingRecommender):
             raise ConfigError(f"embeddings: {label} carries no vector from one space to another; "
                               f"leave it out")
+        if label in wanted["evaluations"] and "num_evaluations" not in model_keys(model_class):
+            raise ConfigError(f"embeddings: evaluations: {label} has no num_evaluations; leave it out")
+    if not any(set(wanted["models"]) <= set(table["models"]) for table in comparison.tables.values()):
+        raise ConfigError(f"embeddings: no table has all of {wanted['models']}")
+
+
+def gather_embeddings(comparison: Comparison, jobs: list[dict], store: Path, threads: int) -> None:
+    """Keep ``embeddings.npz`` up to date: of the first table that has all models, its first setting
+    and seed; none where the comparison wants none, or a run failed."""
+    wanted, done = comparison.embeddings, store / MADE_FROM
+    if wanted:
+        table = next(label for label, table in comparison.tables.items()
+                     if set(wanted["models"]) <= set(table["models"]))
+        first = next(job["cell"] for job in jobs if job["table"] == table)
+        folders = {job["label"]: Path(job["folder"]) for job in jobs
+                   if (job["table"], job["setting"], job["cell"].seed)
+                   == (table, first.setting, first.seed) and job["label"] in wanted["models"]}
+        made_from = {**wanted, "folders": {label: folder.name for label, folder in folders.items()}}
+        if done.is_file() and json.loads(done.read_text(encoding="utf-8")) == made_from:
+            return
+    for path in (done, store / FILE):
+        path.unlink(missing_ok=True)
+    if wanted and all((folder / METRICS).is_file() for folder in folders.values()):
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        write_embeddings(store, {label: folders[label] for label in wanted["models"]},
+                         wanted["evaluations"], wanted["users"])
+        torch.set_num_threads(before)
+        write_json(made_from, done)
 
 
 def true_target_vectors(run: Run) -> torch.Tensor:

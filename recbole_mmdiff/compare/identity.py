@@ -14,6 +14,8 @@ from recbole_mmdiff.quick_start import ensure_default_data
 WHERE = {"data_path", "output", "gpu_id", "use_gpu", "worker", "state", "show_progress",
          "log_tensorboard", "log_wandb", "save_per_user", "checkpoint_interval", "eval_chunk_elements",
          "checkpoint_dir"}
+#: of the files of a data set that a run may read; a matrix of features has its digest in the .json
+SUFFIXES = (".inter", ".item", ".user", ".kg", ".link", ".net", ".json")
 #: files whose contents are keys, too
 FILES = ("split_file", "user_link_file_path")
 
@@ -28,9 +30,9 @@ def run_identity(config, leave_out: tuple[str, ...] = ()) -> dict:
     Raises:
         DataError: a file of the data is missing.
     """
-    keys = _without(config.plain_run_dict(), WHERE | set(leave_out))
     # A split that follows the seed is told apart by its own seed.
-    keys["split_seed"] = config["split_seed"]
+    keys = without({**config.plain_run_dict(), "split_seed": config["split_seed"]},
+                   WHERE | set(leave_out))
     for name in FILES:
         if keys.get(name):
             keys[name] = _digest_of_file(Path(keys[name]))
@@ -44,25 +46,24 @@ def digest(value) -> str:
 
 
 def data_digests(config) -> dict[str, str]:
-    """The digest of every file that a run reads, feature matrices by their manifests."""
+    """The digest of every file that a run may read, feature matrices by their manifests."""
     ensure_default_data(config)
     folders = [config.for_domain(domain)["data_path"] for domain in DOMAINS] \
         if config.cross_domain else [config["data_path"]]
     found = {}
     for folder in map(Path, folders):
-        files = [path for path in sorted(folder.glob("*")) if path.is_file()
-                 and not path.name.startswith(".") and path.suffix != ".npy"]
-        if not any(".inter" in path.suffixes for path in files):
-            raise DataError(f"{folder}: there is no data set here, only "
-                            f"{[path.name for path in files][:3]}; set data_path to the folder that "
+        files = [path for path in sorted(folder.glob("*")) if path.suffix in SUFFIXES
+                 and path.name.startswith(f"{folder.name}.")]
+        if not any(path.suffix == ".inter" for path in files):
+            raise DataError(f"{folder}: there is no data set here; set data_path to the folder that "
                             f"holds {folder.name}")
         found |= {f"{folder.name}/{path.name}": _digest_of_file(path) for path in files}
     return found
 
 
-def _without(values: dict, keys: set[str]) -> dict:
+def without(values: dict, keys: set[str]) -> dict:
     """A mapping without some keys, also inside of it."""
-    return {key: _without(value, keys) if isinstance(value, dict) else value
+    return {key: without(value, keys) if isinstance(value, dict) else value
             for key, value in values.items() if key not in keys}
 
 

@@ -1,21 +1,14 @@
-"""A comparison file: which models, settings, tables and seeds, and what each cell sets."""
+"""A comparison: which models, settings, tables and seeds, and what each cell sets."""
 
 import itertools
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
+from recbole_mmdiff.compare import reading
 from recbole_mmdiff.compare.space import Tuning
 from recbole_mmdiff.config import find_config_file
 from recbole_mmdiff.config.sources import merge, read_yaml
-from recbole_mmdiff.errors import ConfigError, suggest
-
-#: what a comparison file may hold
-FIELDS = ("name", "config", "keys", "models", "settings", "tables", "seeds", "sweeps", "tune", "ours",
-          "preset", "published", "embeddings")
-TABLE_FIELDS = ("metrics", "keys", "models")
-SWEEP_FIELDS = ("model", "key", "values")
-EMBEDDING_FIELDS = ("models", "evaluations", "users")
-PUBLISHED_FIELDS = ("source", "tolerance", "models", "values", "note")
+from recbole_mmdiff.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -54,8 +47,8 @@ class Comparison:
         tune: how hyper-parameters are chosen, or None.
         ours: labels of the models that are held against the best of the others.
         preset: name or names in the data preparation of the data that the settings need, or None.
-        embeddings: of which models transferred vectors are pictured (see ``compare.embeddings``).
         published: a paper's numbers (see ``docs/compare.md``), or None.
+        embeddings: of which models transferred vectors are pictured (see ``compare.embeddings``).
     """
 
     path: Path
@@ -66,7 +59,7 @@ class Comparison:
     settings: dict[str, dict]
     tables: dict[str, dict]
     seeds: list[int]
-    sweeps: list[dict] = field(default_factory=list)
+    sweeps: list[dict]
     tune: Tuning | None = None
     ours: list[str] | None = None
     preset: str | list | None = None
@@ -82,21 +75,22 @@ class Comparison:
         """
         path = find_config_file(name)
         content = read_yaml(path)
-        _refuse_unknown(content, FIELDS, str(path))
-        models = _labelled(content, "models", path)
-        settings = _labelled(content, "settings", path, {"default": {}})
-        tables = _tables(content, models, path)
-        _refuse_conflicts(models, settings, path)
+        reading.refuse_unknown(content, reading.FIELDS, str(path))
+        models = reading.labelled_keys(content, "models", path)
+        settings = reading.labelled_keys(content, "settings", path, {"default": {}})
+        reading.check_keys(models, settings, path)
+        tables = reading.read_tables(content, models, path)
         comparison = cls(
-            path, str(content.get("name", path.stem)),
-            _files(content, str(path)),
-            _mapping(content.get("keys"), f"{path}: keys"), models, settings, tables,
-            _seeds(content, path), _sweeps(content, models, path),
-            Tuning.read(content.get("tune"), models, path), content.get("ours"),
-            content.get("preset"), _published(content, settings, path),
-            _embeddings(content, models, path))
-        for label in comparison.ours or ():
-            _known(label, comparison.labels(), f"{path}: ours")
+            path, reading.typed(content.get("name", path.stem), str, f"{path}: name"),
+            reading.config_files(content, str(path)),
+            reading.mapping(content.get("keys"), f"{path}: keys"), models, settings, tables,
+            reading.read_seeds(content, path), reading.read_sweeps(content, models, path),
+            Tuning.read(content.get("tune"), models, path), None, content.get("preset"), None,
+            reading.read_embeddings(content, models, path))
+        labels = comparison.labels()
+        if content.get("ours") is not None:
+            comparison.ours = reading.known_labels(content["ours"], labels, f"{path}: ours")
+        comparison.published = reading.read_published(content, settings, tables, labels, path)
         return comparison
 
     def labels(self) -> list[str]:
@@ -106,13 +100,19 @@ class Comparison:
 
     def check_overrides(self, overrides: dict) -> None:
         """Raises ConfigError for a key that the cells differ in: all would become the same one."""
-        varied = {"seed", "model", *(key for keys in self.settings.values() for key in keys),
-                  *(sweep["key"] for sweep in self.sweeps),
-                  *(key for keys in (self.tune.space.values() if self.tune else ()) for key in keys)}
+        varied = {"seed", "model", *(sweep["key"] for sweep in self.sweeps)}
+        for parts in (self.settings.values(), (table["keys"] for table in self.tables.values()),
+                      self.tune.space.values() if self.tune else ()):
+            varied |= {key for keys in parts for key in keys}
+        named = [{"model": label, **keys} for label, keys in self.models.items()]
+        for first, second in itertools.combinations(named, 2):
+            if first["model"] == second["model"]:
+                varied |= {key for key in first.keys() | second.keys()
+                           if first.get(key) != second.get(key)}
         for key in overrides:
             if key in varied:
                 raise ConfigError(f"--{key}: is what the cells of {self.path} differ in (its models, "
-                                  f"settings, seeds, sweeps or search space); change it there")
+                                  f"settings, tables, seeds, sweeps or search space); change it there")
 
     def cells(self) -> list[Cell]:
         """All cells, a setting after the other, so that rows of the table fill one by one."""
@@ -125,7 +125,7 @@ class Comparison:
         found = []
         for model in self.tables[table]["models"]:
             keys = merge(below, {"model": model, **self.models[model], "seed": seed})
-            files = (*self.files, *_files(keys, f"{self.path}: models: {model}"))
+            files = (*self.files, *reading.config_files(keys, f"{self.path}: models: {model}"))
             keys.pop("config", None)
             found.append(Cell(model, setting, table, seed, keys, files))
             for sweep in self.sweeps:
@@ -139,129 +139,3 @@ class Comparison:
 
 def _sweep_label(model: str, key: str, value) -> str:
     return f"{model} {key}={value}"
-
-
-# ---- reading and checking -------------------------------------------------------------------------
-
-
-def _refuse_unknown(content: dict, known, where: str) -> None:
-    for key in content:
-        if key not in known:
-            raise ConfigError(f"{where}: the key {key!r} is unknown, use one of "
-                              f"{list(known)}{suggest(key, known)}")
-
-
-def _known(label, labels, where: str) -> None:
-    if label not in labels:
-        raise ConfigError(f"{where}: {label!r} is none of {list(labels)}{suggest(str(label), labels)}")
-
-
-def _mapping(value, where: str) -> dict:
-    if value is None:
-        return {}
-    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-        raise ConfigError(f"{where}: needs 'key: value' lines, not {value!r}")
-    return value
-
-
-def _labelled(content: dict, field_name: str, path: Path, default: dict | None = None) -> dict:
-    """label -> keys, of ``models`` or ``settings``."""
-    value = content.get(field_name, default)
-    if not isinstance(value, dict) or not value:
-        raise ConfigError(f"{path}: {field_name}: needs one line 'label: {{key: value}}' or more, "
-                          f"not {value!r}")
-    found = {str(label): _mapping(keys, f"{path}: {field_name}: {label}")
-             for label, keys in value.items()}
-    for label, keys in found.items():
-        if "seed" in keys:
-            raise ConfigError(f"{path}: {field_name}: {label}: sets seed; list it under seeds")
-    return found
-
-
-def _refuse_conflicts(models: dict, settings: dict, path: Path) -> None:
-    """A model that sets what a setting sets would stand in a row that is not its own."""
-    for (model, own), (setting, row) in itertools.product(models.items(), settings.items()):
-        for key in own.keys() & row.keys():
-            raise ConfigError(f"{path}: {key} is set by models: {model} and by settings: {setting}; "
-                              f"leave it to one of them")
-
-
-def _tables(content: dict, models: dict, path: Path) -> dict:
-    tables = _labelled(content, "tables", path)
-    for label, table in tables.items():
-        where = f"{path}: tables: {label}"
-        _refuse_unknown(table, TABLE_FIELDS, where)
-        metrics = table.get("metrics")
-        if not isinstance(metrics, list) or not metrics \
-                or not all(isinstance(name, str) and "." in name for name in metrics):
-            raise ConfigError(f"{where}: metrics: needs a list such as [rating.mae], not {metrics!r}")
-        chosen = table.get("models", list(models))
-        for model in chosen:
-            _known(model, models, f"{where}: models")
-        tables[label] = {"metrics": metrics, "models": chosen,
-                         "keys": _mapping(table.get("keys"), f"{where}: keys")}
-    return tables
-
-
-def _files(content: dict, where: str) -> list[str]:
-    """The paths of the files that a list ``config`` names."""
-    names = content.get("config") or []
-    if not isinstance(names, list):
-        raise ConfigError(f"{where}: config: needs a list of files, not {names!r}")
-    return [str(find_config_file(name)) for name in names]
-
-
-def _seeds(content: dict, path: Path) -> list[int]:
-    seeds = content.get("seeds", [2020])
-    if not isinstance(seeds, list) or not seeds or len(set(seeds)) < len(seeds) \
-            or not all(type(seed) is int and seed >= 0 for seed in seeds):
-        raise ConfigError(f"{path}: seeds: needs different whole numbers from 0, not {seeds!r}")
-    return seeds
-
-
-def _sweeps(content: dict, models: dict, path: Path) -> list[dict]:
-    sweeps = content.get("sweeps") or []
-    if not isinstance(sweeps, list):
-        raise ConfigError(f"{path}: sweeps: needs a list of {{model, key, values}}")
-    for sweep in sweeps:
-        where = f"{path}: sweeps"
-        sweep = _mapping(sweep, where)
-        _refuse_unknown(sweep, SWEEP_FIELDS, where)
-        missing = [name for name in SWEEP_FIELDS if name not in sweep]
-        if missing or not isinstance(sweep["values"], list) or not sweep["values"]:
-            raise ConfigError(f"{where}: {sweep} needs model, key and a list of values")
-        _known(sweep["model"], models, where)
-    return sweeps
-
-
-def _published(content: dict, settings: dict, path: Path) -> dict | None:
-    published = content.get("published")
-    if published is None:
-        return None
-    where = f"{path}: published"
-    published = _mapping(published, where)
-    _refuse_unknown(published, PUBLISHED_FIELDS, where)
-    for name in ("source", "models", "values"):
-        if name not in published:
-            raise ConfigError(f"{where}: {name} is missing")
-    for setting, rows in published["values"].items():
-        _known(setting, settings, f"{where}: values")
-        for metric, row in _mapping(rows, f"{where}: values: {setting}").items():
-            if not isinstance(row, list) or len(row) != len(published["models"]):
-                raise ConfigError(f"{where}: values: {setting}: {metric}: needs one number for each "
-                                  f"of {published['models']}, not {row!r}")
-    return {"tolerance": {}, "note": None, **published}
-
-
-def _embeddings(content: dict, models: dict, path: Path) -> dict | None:
-    embeddings = content.get("embeddings")
-    if embeddings is None:
-        return None
-    where = f"{path}: embeddings"
-    embeddings = {"evaluations": {}, "users": 1000, **_mapping(embeddings, where)}
-    _refuse_unknown(embeddings, EMBEDDING_FIELDS, where)
-    if not embeddings.get("models"):
-        raise ConfigError(f"{where}: models is missing")
-    for model in [*embeddings["models"], *embeddings["evaluations"]]:
-        _known(model, models, where)
-    return embeddings

@@ -1,5 +1,6 @@
 """``recbole-mmdiff compare``: run all cells of a comparison that have not been run."""
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -10,7 +11,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from recbole_mmdiff.compare import cells as work
-from recbole_mmdiff.compare.embeddings import check_models, write_embeddings
+from recbole_mmdiff.compare.embeddings import check_models, gather_embeddings
 from recbole_mmdiff.compare.identity import digest, run_identity
 from recbole_mmdiff.compare.plan import Cell, Comparison
 from recbole_mmdiff.compare.space import examples
@@ -19,9 +20,8 @@ from recbole_mmdiff.config import PASSES
 from recbole_mmdiff.config.sources import merge
 from recbole_mmdiff.errors import ConfigError, DataError, one_of
 from recbole_mmdiff.files import write_json
-from recbole_mmdiff.model.registry import get_model
-from recbole_mmdiff.quick_start import METRICS
-from recbole_mmdiff.report.plan import FORMAT, PLAN
+from recbole_mmdiff.report.formats import slug
+from recbole_mmdiff.report.plan import FORMAT, PLAN, check_plan
 
 
 def compare(config: str | Path, output: str | Path | None = None, overrides: dict | None = None,
@@ -48,18 +48,23 @@ def compare(config: str | Path, output: str | Path | None = None, overrides: dic
         ConfigError, DataError: a mistake anywhere in the comparison, before anything is run.
     """
     one_of("executor", executor, EXECUTORS)
+    for name, value, least in (("workers", workers, 1), ("threads", threads, 1), ("gpus", gpus, 0)):
+        if value < least:
+            raise ConfigError(f"--{name}: {value} is too few, use {least} or more")
     comparison = Comparison.read(config)
     comparison.check_overrides(overrides or {})
     if comparison.tune and find_spec("optuna") is None:
         raise ConfigError("tune: needs optuna; pip install 'recbole-mmdiff[tune]'")
-    store = Path(output or Path("runs") / comparison.name)
-    jobs = [_job(comparison, cell, overrides or {}, threads, store) for cell in comparison.cells()]
+    store = Path(output or Path("runs") / slug(comparison.name)).resolve()
+    common = {"overrides": overrides or {}, "threads": threads, "workers": workers}
+    jobs = [_job(comparison, cell, common, store) for cell in comparison.cells()]
+    plan = _plan(comparison, jobs)
+    check_plan(plan, f"{comparison.path}: ")
     if comparison.embeddings:
-        check_models({label: get_model(comparison.models[label].get("model", label))
-                      for label in comparison.embeddings["models"]})
+        check_models(comparison)
     store.mkdir(parents=True, exist_ok=True)
     with _only_here(store):
-        write_json(_plan(comparison, jobs), store / PLAN)
+        write_json(plan, store / PLAN)
 
         def run_all(function: Callable, missing: list[dict], what: str) -> list[tuple[dict, dict]]:
             answers = in_processes(function, missing, workers, gpus) if executor == "processes" \
@@ -67,14 +72,13 @@ def compare(config: str | Path, output: str | Path | None = None, overrides: dic
             return _follow(answers, len(missing), what)
 
         _run_cells(jobs, _run_studies(jobs, run_all), run_all)
-        if comparison.embeddings:
-            _gather_embeddings(comparison, jobs, store)
+        gather_embeddings(comparison, jobs, store, threads)
     return store
 
 
-def _job(comparison: Comparison, cell: Cell, overrides: dict, threads: int, store: Path) -> dict:
+def _job(comparison: Comparison, cell: Cell, common: dict, store: Path) -> dict:
     """All that a worker must know of a cell; a mistake in its keys or data is found here."""
-    files = list(cell.files)
+    files, overrides = list(cell.files), common["overrides"]
     try:
         config = work.cell_config(cell.keys, files, overrides)
         check_metrics(config, comparison.tables[cell.table]["metrics"])
@@ -83,35 +87,39 @@ def _job(comparison: Comparison, cell: Cell, overrides: dict, threads: int, stor
         hint = f" (the settings need the data of preset {comparison.preset})" \
             if comparison.preset and isinstance(error, DataError) else ""
         raise type(error)(f"{comparison.path}: {cell}: {error}{hint}") from error
-    job = {"cell": cell, "label": cell.model, "setting": cell.setting, "table": cell.table,
-           "keys": cell.keys, "files": files, "overrides": overrides, "threads": threads,
-           "study": None}
+    # A worker may stand in another folder.
+    common = {**common, "overrides": {**overrides, "data_path": os.path.abspath(config.data_root)}}
+    job = {**common, "cell": cell, "label": cell.model, "setting": cell.setting, "table": cell.table,
+           "keys": cell.keys, "files": files, "study": None}
     space = comparison.tune.space[cell.model] if comparison.tune and not cell.sweep else {}
     if space:
         job["study"], job["study_job"] = _study(comparison, cell, config, job, space, store)
-        identity |= {"space": space, "trials": comparison.tune.trials, "tuner": comparison.tune.seed}
-    job["folder"] = str(store / "cells" / f"{_slug(cell.model)}-{cell.seed}-{digest(identity)}")
+        identity |= {"study": Path(job["study"]["folder"]).name, "trials": comparison.tune.trials}
+    # By what is run, not by its label: what has two labels is one cell.
+    job["folder"] = str(store / "cells" / f"{config['model']}-{cell.seed}-{digest(identity)}")
     return job
 
 
 def check_metrics(config, metrics: list[str]) -> None:
     """A metric that no run computes would be an empty row after hours."""
     for name in metrics:
-        kind = name.partition(".")[0]
-        known = {f"{kind}.{key}" for key in _metrics_of(config, kind)}
-        if known:
-            one_of("metrics", name, sorted(known))
-        elif kind not in ("groups", "throughput", "seconds"):
-            raise ConfigError(f"metrics: {name!r}: {kind!r} is no pass of the evaluation, use one of "
-                              f"{PASSES}, or groups, throughput, seconds")
+        kind, _, rest = name.partition(".")
+        if kind == "groups":
+            group, _, rest = rest.partition(".")
+            one_of("metrics: groups", group, ("cold_users", "warm_users", "cold_items", "warm_items"))
+            kind, _, rest = rest.partition(".")
+        one_of(f"metrics: {name}", kind, (*PASSES, "throughput", "seconds"))
+        one_of(f"metrics: {name}", rest, sorted(_metrics_of(config, kind)))
 
 
 def _metrics_of(config, kind: str) -> list[str]:
-    """The metrics of a pass of the evaluation, as ``metrics.json`` names them."""
+    """The numbers of a part of ``metrics.json``."""
+    if kind in ("throughput", "seconds"):
+        return ["training", "evaluation"]
     if kind == "rating":
         return [name.lower() for name in config["rating_metrics"]]
     names = ["ndcg", "random_ndcg"] if kind == "ranking_labeled" else \
-        [name.lower() for name in config["metrics"]] if kind in PASSES else []
+        [name.lower() for name in config["metrics"]]
     # Some have no cut-off, GAUC for one.
     return names + [f"{name}@{k}" for name in names for k in config["topk"]]
 
@@ -131,12 +139,14 @@ def _study(comparison, cell, config, job, space, store) -> tuple[dict, dict]:
                 raise ConfigError(f"{comparison.path}: tune: space: {cell.model}: {error}") from error
     shared = config["split_file"] or config.run_dict["split_seed"] is not None
     keys = merge(cell.keys, {"seed": comparison.seeds[0]}) if shared else cell.keys
-    identity = run_identity(config, leave_out=("seed",) if shared else ())
+    identity = run_identity(config, leave_out=("seed", "split_seed") if shared else ())
+    identity["split_seed"] = config.run_dict["split_seed"]
     # Neither trials nor what they are measured in: more trials go on with those that are there.
     name = digest({**identity, "space": space, "tuner": tune.seed, "first seed": keys["seed"]})
-    folder = str(store / "studies" / f"{_slug(cell.model)}-{name}")
+    folder = str(store / "studies" / f"{config['model']}-{name}")
     study = {"folder": folder, "trials": tune.trials, "bigger": bool(config["valid_metric_bigger"])}
-    common = {key: job[key] for key in ("files", "overrides", "threads", "label", "setting", "table")}
+    common = {key: job[key] for key in ("files", "overrides", "threads", "workers", "label", "setting",
+                                        "table")}
     return study, {**common, **study, "keys": keys, "space": space, "seed": tune.seed}
 
 
@@ -164,36 +174,27 @@ def _run_studies(jobs: list[dict], run_all: Callable) -> dict[str, str]:
 
 
 def _run_cells(jobs: list[dict], failed_studies: dict[str, str], run_all: Callable) -> None:
-    missing = {}
+    missing, failed = {}, {}
     for job in jobs:
         study = job["study"]["folder"] if job["study"] else None
         if study in failed_studies:
-            Path(job["folder"]).mkdir(parents=True, exist_ok=True)
-            write_json({"error": failed_studies[study]}, Path(job["folder"]) / work.ERROR)
+            failed[job["folder"]] = failed_studies[study]
         elif not _is_finished(job):
             missing[job["folder"]] = {key: value for key, value in job.items()
                                       if key not in ("cell", "study_job")}
     print(f"compare: {len({job['folder'] for job in jobs})} cells, {len(missing)} to run",
           file=sys.stderr, flush=True)
-    run_all(work.run_cell, list(missing.values()), "cell")
-
-
-def _gather_embeddings(comparison: Comparison, jobs: list[dict], store: Path) -> None:
-    """The vectors of the first table, setting and seed, unless some of their cells failed."""
-    wanted, first = comparison.embeddings, jobs[0]["cell"]
-    place = (first.table, first.setting, first.seed)
-    folders = {job["label"]: Path(job["folder"]) for job in jobs
-               if (job["cell"].table, job["cell"].setting, job["cell"].seed) == place
-               and job["label"] in wanted["models"] and _is_finished(job)}
-    missing = [model for model in wanted["models"] if model not in folders]
-    if missing:
-        print(f"embeddings: not gathered, since {missing[0]} did not finish", file=sys.stderr)
-    else:
-        write_embeddings(store, folders, wanted["evaluations"], wanted["users"])
+    for job, answer in run_all(work.run_cell, list(missing.values()), "cell"):
+        # A worker that was killed could not write down that it was.
+        if "error" in answer and not (Path(job["folder"]) / work.ERROR).is_file():
+            failed[job["folder"]] = answer["error"]
+    for folder, error in failed.items():
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        write_json({"error": error}, Path(folder) / work.ERROR)
 
 
 def _is_finished(job: dict) -> bool:
-    return (Path(job["folder"]) / METRICS).is_file()
+    return work.is_finished(Path(job["folder"]))
 
 
 def _follow(answers: Iterator, count: int, what: str) -> list[tuple[dict, dict]]:
@@ -223,7 +224,3 @@ def _only_here(store: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def _slug(label: str) -> str:
-    return "".join(letter if letter.isalnum() and letter.isascii() else "_" for letter in label)

@@ -1,8 +1,10 @@
 """The search space of a comparison and its budget: the same number of trials for every model."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from recbole_mmdiff.compare.reading import PROTOCOL, mapping, refuse_unknown, typed
 from recbole_mmdiff.errors import ConfigError, suggest
 
 TUNE_FIELDS = ("trials", "seed", "space")
@@ -33,12 +35,14 @@ class Tuning:
         if content is None:
             return None
         where = f"{path}: tune"
-        if not isinstance(content, dict) or set(content) - set(TUNE_FIELDS) or "space" not in content:
-            raise ConfigError(f"{where}: needs trials and space (and takes seed), not {content!r}")
+        refuse_unknown(mapping(content, where), TUNE_FIELDS, where)
         trials, seed = content.get("trials", 20), content.get("seed", 0)
-        if type(trials) is not int or trials < 1:
-            raise ConfigError(f"{where}: trials: {trials!r} is no whole number from 1")
-        space = {label: keys or {} for label, keys in content["space"].items()}
+        if typed(trials, int, f"{where}: trials") < 1 or typed(seed, int, f"{where}: seed") < 0:
+            raise ConfigError(f"{where}: trials: {trials}, seed: {seed}: use trials from 1 and a seed "
+                              f"from 0")
+        # In one order: the sampler draws key after key, and the order of a file tells nothing.
+        space = {str(label): dict(sorted(mapping(keys, f"{where}: space: {label}").items()))
+                 for label, keys in typed(content.get("space"), dict, f"{where}: space").items()}
         for label in space:
             if label not in models:
                 raise ConfigError(f"{where}: space: {label!r} is no model of this comparison"
@@ -50,20 +54,22 @@ class Tuning:
                                   f"'{label}: {{}}' to run it with its defaults")
         for label, keys in space.items():
             for key, choices in keys.items():
-                _check_choices(choices, f"{where}: space: {label}: {key}")
+                _check_choices(key, choices, f"{where}: space: {label}: {key}")
         return cls(trials, seed, space)
 
 
-def _check_choices(choices, where: str) -> None:
+def _check_choices(key: str, choices, where: str) -> None:
+    if key in PROTOCOL | {"model", "valid_metric"}:
+        raise ConfigError(f"{where}: is of the protocol, which trials must not choose")
     if isinstance(choices, list) and choices:
         return
-    if not isinstance(choices, dict) or set(choices) - set(RANGE_FIELDS) \
-            or not {"low", "high"} <= set(choices) \
-            or not all(type(choices[end]) in (int, float) for end in ("low", "high")) \
-            or choices["low"] >= choices["high"]:
+    refuse_unknown(typed(choices, (list, dict), where), RANGE_FIELDS, where)
+    low, high, step = (choices.get(name) for name in ("low", "high", "step"))
+    numbers = [typed(value, (int, float), where) for value in (low, high, *([step] if step else []))]
+    if not all(map(math.isfinite, numbers)) or low >= high or (step is not None and step <= 0):
         raise ConfigError(f"{where}: needs a list of choices, or {{low: ..., high: ..., log: True}} "
-                          f"with low below high, not {choices!r}")
-    if choices.get("log") and (choices["low"] <= 0 or choices.get("step")):
+                          f"with low below high and a step above 0, not {choices!r}")
+    if choices.get("log") and (low <= 0 or step):
         raise ConfigError(f"{where}: a range on a log scale starts above 0 and has no step")
 
 
@@ -76,7 +82,7 @@ def suggest_values(trial, space: dict) -> dict:
             values[key] = choices[trial.suggest_categorical(key, list(range(len(choices))))]
             continue
         low, high, log = choices["low"], choices["high"], bool(choices.get("log"))
-        if type(low) is int and type(high) is int:
+        if all(type(value) is int for value in (low, high, choices.get("step") or 1)):
             values[key] = trial.suggest_int(key, low, high, log=log, step=choices.get("step") or 1)
         else:
             values[key] = trial.suggest_float(key, low, high, log=log, step=choices.get("step"))

@@ -10,6 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 
 from recbole_mmdiff.errors import ConfigError
@@ -23,7 +24,8 @@ def in_processes(function: Callable[[dict], dict], jobs: list[dict], workers: in
     """(job, answer) of every job, as they finish, ``workers`` at once.
 
     A process serves many jobs, since starting one takes seconds. With ``gpus`` the job gets a key
-    ``gpu_id``, process after process in turn. A process that dies answers ``{"error": ...}``.
+    ``gpu_id``, process after process in turn. A process that dies answers ``{"error": ...}``. As
+    with all spawned processes, a script calls this below ``if __name__ == "__main__":``.
     """
     waiting, busy = deque(jobs), {}
     slots = [_Slot(number % gpus if gpus else None) for number in range(min(workers, len(jobs)))]
@@ -57,13 +59,14 @@ class _Slot:
             self.process.start()
             theirs.close()
         extra = {} if self.gpu is None else {"gpu_id": str(self.gpu)}
-        self.connection.send((function, {**job, **extra}))
+        with suppress(OSError):     # It died at once, which the answer will tell.
+            self.connection.send((function, {**job, **extra}))
         return self.connection
 
     def receive(self) -> dict:
         try:
             return self.connection.recv()
-        except EOFError:
+        except (EOFError, OSError):
             self.stop()
             return {"error": DIED}
 
@@ -112,8 +115,8 @@ def on_ray(function: Callable[[dict], dict], jobs: list[dict], threads: int,
                           f"--executor=processes") from error
     if not ray.is_initialized():
         ray.init(log_to_driver=False, include_dashboard=False)
-    remote = ray.remote(num_cpus=threads, num_gpus=gpus_per_job, max_retries=0)(function)
-    pending = {remote.remote(job): job for job in jobs}
+    remote = ray.remote(num_cpus=threads, num_gpus=gpus_per_job, max_retries=0)(_on_its_gpu)
+    pending = {remote.remote(function, job): job for job in jobs}
     while pending:
         (done,), _ = ray.wait(list(pending), num_returns=1)
         job = pending.pop(done)
@@ -121,3 +124,11 @@ def on_ray(function: Callable[[dict], dict], jobs: list[dict], threads: int,
             yield job, ray.get(done)
         except ray.exceptions.RayError as error:
             yield job, {"error": f"{DIED} {type(error).__name__}"}
+
+
+def _on_its_gpu(function: Callable[[dict], dict], job: dict) -> dict:
+    """Ray chooses the GPU, and RecBole would choose another one."""
+    import ray
+
+    gpus = ray.get_gpu_ids()
+    return function({**job, "gpu_id": str(gpus[0])} if gpus else job)

@@ -127,6 +127,7 @@ class Config(RecBoleConfig):
         final = merge(defaults, given)
         for domain in DOMAINS:
             self._check_domain(domain, final.get(domain), known)
+            self._refuse_other_fields(domain, final)
         # RecBole replaces a whole mapping; merging would mix two ways to split.
         if "split" in (given.get("eval_args") or {}):
             final["eval_args"]["split"] = given["eval_args"]["split"]
@@ -140,6 +141,15 @@ class Config(RecBoleConfig):
             raise ConfigError(f"{origin}: {domain}: needs a mapping with the key 'dataset', "
                               f"not {block!r}")
         check_known(block, known, dict.fromkeys(block, f"{origin}: {domain}"), self.model)
+
+    def _refuse_other_fields(self, domain: str, final: dict) -> None:
+        """Models and metrics read both domains by the same names of columns."""
+        for key, value in (final.get(domain) or {}).items():
+            if key.endswith("_FIELD") and value != final.get(key):
+                raise ConfigError(
+                    f"{self.origin.get(domain, domain)}: {domain}: {key}: {value!r} is not the other "
+                    f"domain's {final.get(key)!r}; name the columns alike in both files, and set {key} "
+                    f"outside of the blocks")
 
     # ---- what follows from the values ----------------------------------------------------------
 

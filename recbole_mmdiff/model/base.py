@@ -27,6 +27,7 @@ class Stage:
         batch_size, learning_rate, weight_decay: None takes the key ``train_batch_size``,
             ``learning_rate``, ``weight_decay``.
         clips: whether ``clip_grad_norm`` holds in this stage.
+        keeps_start: whether the weights that it starts from are validated too, and may be the best.
         prepare: called once when the stage starts, also after a resume: must depend on the
             weights of earlier stages only.
     """
@@ -41,6 +42,7 @@ class Stage:
     learning_rate: float | None = None
     weight_decay: float | None = None
     clips: bool = True
+    keeps_start: bool = False
     prepare: Callable[[], None] | None = None
 
 
@@ -100,7 +102,8 @@ class StagedRecommender(GeneralRecommender):
                     prepare: Callable[[], None] | None = None) -> Stage:
         # A decay would move the vectors of everybody else, too.
         return Stage("finetune", "finetune", (loss,), parameters, self.finetune_epochs, clips=False,
-                     learning_rate=self.finetune_learning_rate, weight_decay=0.0, prepare=prepare)
+                     learning_rate=self.finetune_learning_rate, weight_decay=0.0, keeps_start=True,
+                     prepare=prepare)
 
     def calculate_loss(self, interaction) -> Tensor:
         """The loss of the last stage, so that RecBole's own trainer can use a one-stage model."""

@@ -129,7 +129,7 @@ def critical_difference_plot(results: Results, table: str, metric: str, path: Pa
         axes.plot([ranking.ranks[first] - 0.03, ranking.ranks[last] + 0.03], [-0.2 - gap * line] * 2,
                   color="#D55E00", lw=4, solid_capstyle="butt")
     found = "no difference shown" if ranking.friedman_p >= LEVEL else "the models differ"
-    figure.suptitle(f"{metric}: average rank over {ranking.blocks} blocks (setting and seed)\n"
+    figure.suptitle(f"{metric}: average rank over {ranking.blocks} blocks (setting, seed; seeds share data)\n"
                     f"Friedman p = {ranking.friedman_p:.2g} ({found})\n"
                     f"bars join models within the critical difference (Nemenyi, {LEVEL})", fontsize=10)
     return save(figure, path, pdf)

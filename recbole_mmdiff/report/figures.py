@@ -13,7 +13,7 @@ from recbole_mmdiff.files import write_atomically
 DPI = 150
 #: tells colours apart for the colour-blind (Okabe and Ito 2008); black and grey are left for truths
 OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442")
-MARKERS = "osD^vP*X<>ph"
+MARKERS = "osDvP*X<>ph"
 GREY = "#8a8a8a"
 #: a user's own matplotlibrc (TeX, sizes, styles) does not change the pictures; labels are no formulas
 STYLE = {"text.parse_math": False, "font.size": 10, "axes.titlesize": 10, "axes.labelsize": 10,

@@ -3,6 +3,7 @@
 import csv
 import io
 import itertools
+import json
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -66,9 +67,10 @@ def _markdown_entry(entry: Entry) -> str:
 
 
 def latex(grid: Grid, caption: str) -> str:
-    """A grid as a LaTeX ``table`` float; needs the package booktabs."""
-    lines = ["% \\usepackage{booktabs}", r"\begin{table}", r"\centering",
+    """A grid as a LaTeX ``table`` float; needs the packages booktabs and graphicx."""
+    lines = ["% \\usepackage{booktabs}, \\usepackage{graphicx}", r"\begin{table}", r"\centering",
              f"\\caption{{{latex_text(caption)}}}", f"\\label{{tab:{slug(grid.name)}}}",
+             r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
              f"\\begin{{tabular}}{{{'l' * len(grid.labels)}{'r' * len(grid.columns)}}}", r"\toprule",
              *_latex_head(grid), r"\midrule"]
     before = None
@@ -82,7 +84,7 @@ def latex(grid: Grid, caption: str) -> str:
             before = labels[0]
         lines.append(" & ".join([*shown, *map(_latex_entry, entries)]) + r" \\")
     notes = [f"\\par\\smallskip\\footnotesize {latex_text(note)}" for note in grid.notes]
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", *notes, r"\end{table}"]) + "\n"
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}}", *notes, r"\end{table}"]) + "\n"
 
 
 def _latex_head(grid: Grid) -> list[str]:
@@ -132,3 +134,11 @@ def results_csv(results: Results) -> str:
 def statistics_csv(tests: Iterable[PairedTest]) -> str:
     """A line for each paired test; see ``PairedTest`` for the columns."""
     return _csv([field.name for field in fields(PairedTest)], (astuple(test) for test in tests))
+
+
+def tuned_csv(results: Results) -> str:
+    """A line for each key that trials chose, run after run; only the head if nothing was tuned."""
+    rows = [[cell.table, cell.setting, cell.model, cell.seed, cell.trials, key, json.dumps(value)]
+            for cell in results.plan.cells
+            for key, value in (results.records.get(cell.folder, {}).get("tuned") or {}).items()]
+    return _csv(["table", "setting", "model", "seed", "trials", "key", "value"], rows)

@@ -109,12 +109,19 @@ def read_plan(store: Path) -> Plan:
     if not path.is_file():
         raise DataError(f"there is no {PLAN} in {store}, so it is not a results store; "
                         f"`recbole-mmdiff compare` writes one")
-    data = read_json(path)
-    found = _get(data, "format", int, f"{path}: ")
+    return check_plan(read_json(path), f"{path}: ")
+
+
+def check_plan(data: dict, where: str) -> Plan:
+    """The plan that ``data`` holds; ``where`` begins every message.
+
+    Raises:
+        DataError: as ``read_plan``.
+    """
+    found = _get(data, "format", int, where)
     if found != FORMAT:
-        raise DataError(f"{path}: format: {found} is not known, this version of recbole-mmdiff reads "
+        raise DataError(f"{where}format: {found} is not known, this version of recbole-mmdiff reads "
                         f"{FORMAT}; use the version that wrote it")
-    where = f"{path}: "
     models, settings = (_labels(data, key, where) for key in ("models", "settings"))
     seeds = _list(data, "seeds", int, where)
     tables = {name: _metrics(value, f"{where}tables.{name}")

@@ -4,7 +4,7 @@ import math
 import os
 import zipfile
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import pandas as pd
 from recbole_mmdiff.errors import DataError
 from recbole_mmdiff.report.plan import Cell, Plan, read_json, read_plan, typed
 
-METRICS, PER_USER, ERROR = "metrics.json", "per_user.npz", "error.json"
+METRICS, PER_USER, ERROR, RECORD = "metrics.json", "per_user.npz", "error.json", "cell.json"
 DONE, FAILED, PENDING = "done", "failed", "pending"
 SMALLER_IS_BETTER = {"mae", "rmse", "mse", "logloss", "averagepopularity", "giniindex"}
 #: what numpy raises for files that are cut off, are no .npz, or hold pickled objects
@@ -52,12 +52,14 @@ class Results:
         plan: what was to be run.
         metrics: folder of a cell -> its ``metrics.json``, for the finished cells.
         errors: folder of a cell -> what went wrong, for the failed cells.
+        records: folder of a cell -> its ``cell.json`` (tuned keys, versions, threads), if any.
     """
 
     store: Path
     plan: Plan
     metrics: dict[str, dict]
     errors: dict[str, str]
+    records: dict[str, dict] = field(default_factory=dict)
 
     @classmethod
     def load(cls, store: str | os.PathLike) -> "Results":
@@ -69,14 +71,16 @@ class Results:
             DataError: a file is missing, is cut off, or does not fit; names file and key.
         """
         store = Path(store)
-        plan, metrics, errors = read_plan(store), {}, {}
+        plan, metrics, errors, records = read_plan(store), {}, {}, {}
         for cell in plan.cells:
             folder = store / cell.folder
             if (folder / METRICS).is_file():
                 metrics[cell.folder] = read_json(folder / METRICS)
+                if (folder / RECORD).is_file():
+                    records[cell.folder] = read_json(folder / RECORD)
             elif (folder / ERROR).is_file():
                 errors[cell.folder] = str(read_json(folder / ERROR).get("error"))
-        return cls(store, plan, metrics, errors)
+        return cls(store, plan, metrics, errors, records)
 
     def __post_init__(self):
         # A row of a table reads the same few files again and again.

@@ -116,7 +116,8 @@ def build_table(results: Results, table: str, ours: Sequence[str] | None = None,
         turned = [list(column) for column in zip(*entries, strict=True)]
         grid = Grid(table, ("model",), tuple(heads),
                     list(zip(names, turned or [[] for _ in names], strict=True)))
-    grid.notes.extend(_notes(results, table, ours, tests))
+    starred = any(entry.star for row in entries for entry in row)
+    grid.notes.extend(_notes(results, table, ours, tests, starred))
     return grid
 
 
@@ -144,7 +145,8 @@ def _improvement(results, means, table, setting, metric, ours) -> Entry:
     seeds = [{seed for seed, value in results.values(model, setting, table, metric).items()
               if not math.isnan(value)}
              for model in (best_model(means, metric, side) for side in sides(means, metric, ours))]
-    return Entry(f"{percent:+.2f}", remark="" if seeds[0] == seeds[1] else "unequal seeds")
+    # Adding 0.0 takes the sign from what rounds to zero.
+    return Entry(f"{round(percent, 2) + 0.0:+.2f}", remark="" if seeds[0] == seeds[1] else "unequal seeds")
 
 
 def mean_and_sd(summary: Summary, decimals: int) -> str:
@@ -168,20 +170,31 @@ def _marks(means: dict[str, Summary], metric: str, decimals: int) -> dict[str, s
 
 
 def _stars(means, setting, metric, table, ours, tests) -> set[str]:
-    """Those of ours that differ significantly, over users, from the best other model."""
+    """Those of ours that are significantly better, over users, than the best other model; in the
+    table too, whose error over ratings weighs users otherwise than their mean does."""
     rival = best_model(means, metric, sides(means, metric, ours)[1])
+    sign = -1 if smaller_is_better(metric) else 1
     return {test.model for test in tests
             if (test.table, test.setting, test.metric, test.other) == (table, setting, metric, rival)
-            and (test.over, test.test) == ("users", "t") and test.holm_p < SIGNIFICANT}
+            and (test.over, test.test) == ("users", "t") and test.holm_p < SIGNIFICANT
+            and sign * test.difference > 0
+            and sign * (means[test.model].mean - means[rival].mean) > 0}
 
 
-def _notes(results: Results, table: str, ours, tests) -> list[str]:
+def _notes(results: Results, table: str, ours, tests, starred: bool) -> list[str]:
     notes = [f"Mean ± sample standard deviation over {len(results.plan.seeds)} seed(s); best in bold, "
              f"second underlined (equal as printed: both); ↑ larger is better, ↓ smaller."]
     who = f"ours ({', '.join(ours)})" if ours else "the best model of the row"
-    if any(test.table == table and test.over == "users" and not math.isnan(test.p) for test in tests):
-        notes.append(f"* {who} differs from the best other model: paired t-test over users, p < "
-                     f"{SIGNIFICANT} after Holm's correction over the comparisons of the row.")
+    tested = any(test.table == table and test.over == "users" and not math.isnan(test.p)
+                 for test in tests)
+    if starred:
+        notes.append(f"* {who} is better than the best other model: paired t-test over the values of "
+                     f"users (the mean over users, where a table's error is over ratings), p < "
+                     f"{SIGNIFICANT} after Holm's correction over the comparisons of the row; all tests "
+                     f"are in statistics.csv.")
+    elif tested:
+        notes.append(f"No star: {who} is nowhere significantly better than the best other model; all "
+                     f"tests are in statistics.csv.")
     else:
         notes.append("No tests over users: no two compared models have values by user.")
     notes.append(f"{IMPROVEMENT}: {'the best of ours' if ours else who} over the best other model; "
@@ -190,7 +203,7 @@ def _notes(results: Results, table: str, ours, tests) -> list[str]:
     absent = [model for model in results.plan.models if model not in {*results.models(table), *swept}]
     if absent:
         notes.append(f"{NONE} in the whole table: {', '.join(absent)}.")
-    return notes + _trials_note(results, table)
+    return notes + _trials_note(results, table) + _conditions_note(results, table)
 
 
 def _trials_note(results: Results, table: str) -> list[str]:
@@ -202,3 +215,23 @@ def _trials_note(results: Results, table: str) -> list[str]:
         tuned = tuned or trials[-1] > 0
         parts.append(f"{model} {' to '.join(str(count) for count in sorted({trials[0], trials[-1]}))}")
     return [f"Tuning trials: {', '.join(parts)}."] if tuned else []
+
+
+def _conditions_note(results: Results, table: str) -> list[str]:
+    """What the runs of a table do not have in common; for throughput, how many ran side by side."""
+    found: dict[str, set] = {}
+    for cell in results.plan.cells:
+        record = results.records.get(cell.folder, {})
+        if cell.table == table and not cell.sweep:
+            for name, value in {**record.get("versions", {}), "device": record.get("device"),
+                                "threads": record.get("threads"),
+                                "workers": record.get("workers")}.items():
+                found.setdefault(name, set()).add(str(value))
+    workers = found.pop("workers", {"1"})
+    notes = [f"Not all runs had the same {name}: {', '.join(sorted(values))}."
+             for name, values in found.items() if len(values) > 1]
+    if any(metric.startswith(("throughput.", "seconds.")) for metric in results.plan.tables[table]) \
+            and workers != {"1"}:
+        notes.append(f"Measured with {' and '.join(sorted(workers))} runs side by side: times are only "
+                     f"comparable with one.")
+    return notes

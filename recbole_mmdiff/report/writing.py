@@ -18,6 +18,7 @@ from recbole_mmdiff.report.formats import (
     results_csv,
     slug,
     statistics_csv,
+    tuned_csv,
 )
 from recbole_mmdiff.report.plots import bar_plot, loss_curves, sensitivity_plot, sweeps
 from recbole_mmdiff.report.published import published_markdown
@@ -74,6 +75,8 @@ def write_report(store: str | os.PathLike, output: str | os.PathLike | None = No
     folder = Path(output) if output is not None else results.store / "report"
     tests = all_tests(results, ours)
     texts, tables = {"results.csv": results_csv(results), "statistics.csv": statistics_csv(tests)}, []
+    if any(cell.trials for cell in results.plan.cells):
+        texts["tuned.csv"] = tuned_csv(results)
     for table, name in _names(results.plan.tables).items():
         grid = build_table(results, table, ours, rows, tests)
         texts[f"table_{name}.md"] = markdown(grid)

@@ -130,6 +130,8 @@ class StagedTrainer(Trainer):
             stage.prepare()
         if state is not None:
             self._restore_inside_stage(state, loader)
+        if self.progress.epoch == 0:
+            self._begin_stage(stage)
         while self.progress.epoch < stage.epochs and not self.progress.stopped:
             self._run_epoch(stage, loader)
             self.progress.seconds = perf_counter() - started
@@ -137,6 +139,14 @@ class StagedTrainer(Trainer):
             if not last and self.progress.epoch % self.config["checkpoint_interval"] == 0:
                 self._save(loader)
         self._finish_stage(number)
+
+    def _begin_stage(self, stage: Stage) -> None:
+        """A stage chooses among its own epochs, and its start where that may be best."""
+        self.progress.best_score, self.progress.best_epoch = None, -1
+        if stage.keeps_start and stage.validates and self.phase_evaluator is not None \
+                and self.eval_step > 0:
+            score = self._validate(stage, -1)["valid_score"]
+            self.logger.info(f"{stage.name} start: valid {self.config['valid_metric']} {score:.5f}")
 
     def _finish_stage(self, number: int) -> None:
         if self.best is not None:
@@ -153,8 +163,6 @@ class StagedTrainer(Trainer):
 
     def _run_epoch(self, stage: Stage, loader) -> None:
         epoch, started = self.progress.epoch, perf_counter()
-        if self.progress.epoch == 0:
-            self.progress.best_score, self.progress.best_epoch = None, -1
         self.model.epoch = epoch
         if hasattr(self.model, "stages"):
             loss = self._train_stage_epoch(stage, loader, epoch)

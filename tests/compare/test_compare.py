@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from running import saved_metrics
 
+from recbole_mmdiff.cli import main
 from recbole_mmdiff.compare import compare
-from recbole_mmdiff.compare.workers import in_processes
+from recbole_mmdiff.compare.workers import DIED, _Slot, in_processes
 from recbole_mmdiff.errors import ConfigError
 from recbole_mmdiff.quick_start import run
 
@@ -153,3 +154,83 @@ def test_on_ray(write_comparison, tmp_path):
 def test_unknown_executor(write_comparison, tmp_path):
     with pytest.raises(ConfigError, match=r"executor: 'rya'.*did you mean 'ray'"):
         compare(write_comparison(), tmp_path / "store", executor="rya")
+
+
+def test_labels_and_other_files_run_nothing_again(write_comparison, make_tiny_pair, tmp_path, inline):
+    """A cell is what is run: not what it is called, nor what else lies beside the data."""
+    pair = make_tiny_pair(tmp_path / "data")
+    keys = {"data_path": str(pair.folder)}
+    store = compare(write_comparison(models={"MF": {}}, keys=keys), tmp_path / "store")
+    (pair.folder / "tgt" / "notes.txt").write_text("not data")
+    path = write_comparison(models={"mine/ours, a long " + "x" * 300: {"model": "MF"}}, keys=keys,
+                            sweeps=[{"model": "mine/ours, a long " + "x" * 300, "key": "embedding_size",
+                                     "values": [16, 4]}])
+    compare(path, store)
+    # The swept default is the model itself.
+    assert len(cells_of(store)) == 6 and len(list(store.glob("cells/*"))) == 4
+
+
+def test_a_killed_cell_goes_on_with_the_data_of_its_name(write_comparison, make_tiny_pair, tmp_path, inline,
+                                                         monkeypatch):
+    """The data moved, and what lies at the old place is something else now."""
+    from running import Killed
+
+    from recbole_mmdiff.trainer import StagedTrainer
+
+    old, new = make_tiny_pair(tmp_path / "old"), make_tiny_pair(tmp_path / "new")
+    save = StagedTrainer._save
+
+    def save_and_die(trainer, loader=None, finished=False):
+        save(trainer, loader, finished)
+        raise Killed
+
+    models = {"MF": {"epochs": 3}}
+    monkeypatch.setattr(StagedTrainer, "_save", save_and_die)
+    path = write_comparison(models=models, seeds=[1], keys={"data_path": str(old.folder)})
+    store = compare(path, tmp_path / "store")
+    (folder,) = cells_of(store).values()
+    assert (folder / "checkpoint.pth").is_file() and not (folder / "metrics.json").exists()
+    monkeypatch.setattr(StagedTrainer, "_save", save)
+    file = old.folder / "tgt" / "tgt.inter"
+    file.write_text(file.read_text().replace("\t1\t", "\t5\t"))
+    path = write_comparison(models=models, seeds=[1], keys={"data_path": str(new.folder)})
+    compare(path, store)
+    assert cells_of(store) == {("rating", "default", "MF", 1): folder}
+    assert "resumed from" in (folder / "train.log").read_text()
+    fresh = compare(path, tmp_path / "fresh")
+    assert saved_metrics(folder) == saved_metrics(next(iter(cells_of(fresh).values())))
+
+
+def test_a_record_that_was_not_written_is_written(write_comparison, tmp_path, inline):
+    store = compare(write_comparison(seeds=[1]), tmp_path / "store")
+    folder = next(iter(cells_of(store).values()))
+    before = (folder / "metrics.json").stat().st_mtime_ns
+    (folder / "cell.json").unlink()
+    compare(write_comparison(seeds=[1]), store)
+    assert json.loads((folder / "cell.json").read_text())["threads"] == 1
+    assert (folder / "metrics.json").stat().st_mtime_ns == before
+
+
+def test_a_worker_that_was_killed_leaves_an_error(write_comparison, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("recbole_mmdiff.compare.runner.in_processes",
+                        lambda function, jobs, *rest: [(job, {"error": DIED}) for job in jobs])
+    command = ["compare", "--config", str(write_comparison(seeds=[1])), "--no-plots", "--output",
+               str(tmp_path / "store")]
+    assert main(command) == 1
+    for folder in cells_of(tmp_path / "store").values():
+        assert json.loads((folder / "error.json").read_text()) == {"error": DIED}
+    assert capsys.readouterr().err.count("failed: ") == 2
+
+
+def test_a_process_that_dies_before_it_reads_its_job():
+    slot = _Slot(None)
+    slot.send(one_job, {"what": "live", "number": 1})
+    slot.process.kill()
+    slot.process.join()
+    assert "ended without an answer" in slot.receive()["error"] and slot.process is None
+
+
+@pytest.mark.parametrize("keys", [{"workers": 0}, {"threads": 0}, {"gpus": -1}])
+def test_senseless_numbers(keys, write_comparison, tmp_path):
+    with pytest.raises(ConfigError, match="is too few"):
+        compare(write_comparison(), tmp_path / "store", **keys)

@@ -116,3 +116,42 @@ def test_suggested_values_are_of_the_space():
     rates = sorted(values["rate"] for values in found)
     assert 1e-4 <= rates[0] < 1e-3 and 1e-2 < rates[-1] <= 1e-1
     assert all(isinstance(values["share"], float) and 0 <= values["share"] <= 1 for values in found)
+
+
+def test_a_split_file_is_one_split(write_comparison, tmp_path, inline):
+    first = compare(write_comparison(seeds=[1]), tmp_path / "first")
+    split = next(first.glob("cells/*/split.npz"))
+    tune = {"trials": 2, "space": {"MF": {"reg_weight": [0.0, 0.1]}, "CMF": {}}}
+    store = compare(write_comparison("saved", tune=tune, keys={"split_file": str(split)}), tmp_path / "s")
+    assert len(list(store.glob("studies/*"))) == 1
+
+
+def test_a_failed_trial_is_tried_again(write_comparison, tmp_path, inline, monkeypatch):
+    """A full disk, say, is no property of the keys."""
+    tune = {"trials": 3, "space": {"MF": {"reg_weight": [0.0, 0.1, 0.2]}, "CMF": {}}}
+    path = write_comparison(tune=tune, seeds=[1])
+    real = cells.run
+
+    def full(*args, **kwargs):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(cells, "run", full)
+    store = compare(path, tmp_path / "store")
+    (study,) = store.glob("studies/*")
+    assert [trial["score"] for trial in trials_of(study)] == [None] * 3
+    monkeypatch.setattr(cells, "run", real)
+    compare(path, store)
+    assert all(trial["score"] > 0 for trial in trials_of(study))
+    assert len(list(store.glob("cells/*/metrics.json"))) == 2 and not list(store.glob("cells/*/error.json"))
+
+
+def test_the_order_of_a_space_tells_nothing(write_comparison, tmp_path, inline):
+    spaces = [{"reg_weight": {"low": 0.01, "high": 0.1}, "embedding_size": [4, 8]},
+              {"embedding_size": [4, 8], "reg_weight": {"low": 0.01, "high": 0.1}}]
+    found = []
+    for number, space in enumerate(spaces):
+        tune = {"trials": 3, "space": {"MF": space, "CMF": {}}}
+        store = compare(write_comparison(tune=tune, seeds=[1]), tmp_path / f"store{number}")
+        (study,) = store.glob("studies/*")
+        found.append((study.name, [trial["keys"] for trial in trials_of(study)]))
+    assert found[0] == found[1]

@@ -254,3 +254,11 @@ def test_a_saved_configuration_is_the_same_run_from_any_folder(tmp_path, monkeyp
     assert (again.valid_pass, again.valid_key) == (config.valid_pass, config.valid_key)
     again.save(tmp_path / "again.yaml")
     assert (tmp_path / "again.yaml").read_text() == (tmp_path / "config.yaml").read_text()
+
+
+def test_columns_have_the_same_names_in_both_domains():
+    keys = {"source_domain": {"dataset": "src", "RATING_FIELD": "stars"}}
+    with pytest.raises(ConfigError, match=r"source_domain: RATING_FIELD: 'stars' is not .* 'rating'"):
+        Config("MF", "ml100k-pair", config_dict=keys)
+    same = {**keys, "RATING_FIELD": "stars"}
+    assert Config("MF", "ml100k-pair", config_dict=same)["RATING_FIELD"] == "stars"

@@ -54,6 +54,7 @@ def test_it_starts_from_the_cold_start_predictions(model, warm_run):
     # Decay would also shrink those whom no row moves.
     ("EMCDR", {"weight_decay": 0.05}), ("CoNet", {"weight_decay": 0.05})], ids=str)
 def test_it_moves_the_held_out_users_alone(model, keys, warm_run):
+    keys = {**keys, "eval_step": 0}     # The last epoch, also where validation would keep the start.
     cold, warm = warm_run(model, **keys, finetune_epochs=0), warm_run(model, **keys)
     users = finetuned_users(warm.parts)
     held_out = torch.cat([torch.unique(part.inter_feat[part.uid_field])
@@ -111,6 +112,14 @@ def test_users_and_items(warm_run):
     name = "target.item_embedding.weight"
     items = [made.model.state_dict()[name] for made in (cold, users, both)]
     assert torch.equal(items[0], items[1]) and not torch.equal(items[0], items[2])
+
+
+def test_where_it_harms_the_start_is_kept(warm_run):
+    """Validation users choose the epoch, and none at all is one of the choices."""
+    cold = warm_run("EMCDR", finetune_epochs=0, valid_metric="RMSE")
+    harmed = warm_run("EMCDR", finetune_learning_rate=5.0, valid_metric="RMSE")
+    assert harmed.metrics["best_epoch"] == -1
+    assert harmed.metrics["test"] == cold.metrics["test"]
 
 
 def test_fine_tuning_helps(warm_run):

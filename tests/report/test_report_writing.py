@@ -10,8 +10,8 @@ import stores
 from recbole_mmdiff.report import Results, format_table, write_report
 from recbole_mmdiff.report.writing import _names
 
-TEXTS = ["results.csv", "statistics.csv", "table_rating.md", "table_rating.tex", "table_ranking.md",
-         "table_ranking.tex", "report.md"]
+TEXTS = ["results.csv", "statistics.csv", "tuned.csv", "table_rating.md", "table_rating.tex",
+         "table_ranking.md", "table_ranking.tex", "report.md"]
 
 
 def test_the_same_store_gives_the_same_texts(full, tmp_path):
