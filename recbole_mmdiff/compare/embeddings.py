@@ -86,9 +86,11 @@ def gather_embeddings(comparison: Comparison, jobs: list[dict], store: Path, thr
     if wanted and all((folder / METRICS).is_file() for folder in folders.values()):
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
-        write_embeddings(store, {label: folders[label] for label in wanted["models"]},
-                         wanted["evaluations"], wanted["users"])
-        torch.set_num_threads(before)
+        try:
+            write_embeddings(store, {label: folders[label] for label in wanted["models"]},
+                             wanted["evaluations"], wanted["users"])
+        finally:
+            torch.set_num_threads(before)
         write_json(made_from, done)
 
 

@@ -145,6 +145,7 @@ def test_no_jobs_no_processes():
     assert list(in_processes(one_job, [], workers=2)) == []
 
 
+@pytest.mark.slow
 def test_on_ray(write_comparison, tmp_path):
     pytest.importorskip("ray", reason="Ray cannot be imported here", exc_type=ImportError)
     path = write_comparison(seeds=[1])

@@ -62,3 +62,19 @@ def test_a_user_with_target_rows_keeps_the_trained_vector(tiny_config, tmp_path)
     run = run_keys(tiny_config("EMCDR", **PRETRAINING), tmp_path / "run")
     warm = run.parts.train.users_with_rows()
     assert torch.equal(run.model.user_factors(warm), run.model.target.user_factors(warm))
+
+
+def test_where_nobody_is_cold_the_log_says_so(tiny_config, tmp_path):
+    """Under ``ratio`` all users have target rows: nothing is transferred, whatever the mapping."""
+    run_keys(tiny_config("EMCDR", split_protocol="ratio", **PRETRAINING), tmp_path / "ratio")
+    assert "no test user of this split is cold" in (tmp_path / "ratio" / "train.log").read_text()
+    run_keys(tiny_config("EMCDR", **PRETRAINING), tmp_path / "cold")
+    assert "no test user" not in (tmp_path / "cold" / "train.log").read_text()
+
+
+def test_a_user_of_neither_domain_is_the_mean_user(tiny_config, tmp_path):
+    """[PAD] is one."""
+    model = run_keys(tiny_config("EMCDR", **PRETRAINING), tmp_path / "run").model
+    mean = model.target.user_factors(model.overlap_users).mean(0)
+    assert model.is_unknown[0] and not model.is_unknown[model.overlap_users].any()
+    torch.testing.assert_close(model.user_factors(torch.tensor([0]))[0], mean)
