@@ -87,13 +87,13 @@ def test_killed_in_the_middle_and_continued(write_comparison, tmp_path):
     process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL,
                                stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    while len(list(store.glob("cells/*/metrics.json"))) < 2 and time.monotonic() < deadline:
+    while len(list(store.glob("cells/*/cell.json"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    finished = len(list(store.glob("cells/*/metrics.json")))
+    finished = len(list(store.glob("cells/*/cell.json")))
     assert 2 <= finished < 6
-    before = {path: path.stat().st_mtime_ns for path in store.glob("cells/*/metrics.json")}
+    before = {path: path.stat().st_mtime_ns for path in store.glob("cells/*/cell.json")}
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert f"6 cells, {6 - finished} to run" in done.stderr
