@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+# The helpers of the tests explain a failed assertion as tests do.
+pytest.register_assert_rewrite("contract", "running")
+
 ROOT = Path(__file__).resolve().parent.parent
 HEADER = ["user_id:token", "item_id:token", "rating:float", "timestamp:float"]
 
