@@ -180,8 +180,8 @@ def _run_cells(jobs: list[dict], failed_studies: dict[str, str], run_all: Callab
         if study in failed_studies:
             failed[job["folder"]] = failed_studies[study]
         elif not _is_finished(job):
-            missing[job["folder"]] = {key: value for key, value in job.items()
-                                      if key not in ("cell", "study_job")}
+            missing.setdefault(job["folder"], {key: value for key, value in job.items()
+                                               if key not in ("cell", "study_job")})
     print(f"compare: {len({job['folder'] for job in jobs})} cells, {len(missing)} to run",
           file=sys.stderr, flush=True)
     for job, answer in run_all(work.run_cell, list(missing.values()), "cell"):
