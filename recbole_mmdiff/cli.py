@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 
-from recbole_mmdiff.errors import CheckpointError, ConfigError, DataError
+from recbole_mmdiff.errors import CheckpointError, ConfigError, DataError, one_of
 
 DESCRIPTION = """\
 Train, evaluate and compare recommenders of RecBole and recbole_mmdiff.
@@ -109,12 +109,12 @@ def _run_command(options: argparse.Namespace, rest: list[str]) -> int:
 
 def _compare(options: argparse.Namespace, overrides: dict) -> int:
     from recbole_mmdiff.compare import compare
-    from recbole_mmdiff.errors import one_of
     from recbole_mmdiff.report.figures import require_matplotlib
+    from recbole_mmdiff.report.tables import ROWS
 
     if len(options.config) != 1:
         raise ConfigError("compare: give one comparison file, --config=FILE")
-    one_of("--rows", options.rows, ("settings", "models"))
+    one_of("--rows", options.rows, ROWS)
     if not options.no_plots:
         require_matplotlib()    # Not after hours.
     store = compare(options.config[0], options.output, overrides, options.workers, options.threads,
@@ -125,14 +125,15 @@ def _compare(options: argparse.Namespace, overrides: dict) -> int:
 
 def _report(store, options: argparse.Namespace) -> bool:
     """Write the report and print its tables; whether all cells are done."""
-    from recbole_mmdiff.report import Results, format_table, write_report
+    from recbole_mmdiff.report import Results, write_report
 
     ours = [label.strip() for label in options.ours.split(",")] if options.ours else None
     paths = write_report(store, options.output, ours, options.rows, plots=not options.no_plots,
                          pdf=options.pdf)
+    for path in paths:
+        if path.name.startswith("table_") and path.suffix == ".md":
+            print(path.read_text(encoding="utf-8"))
     results = Results.load(store)
-    for table in results.plan.tables:
-        print(format_table(results, table, ours, options.rows))
     print(f"report: {paths[0].parent}")
     states = [results.state(cell) for cell in results.plan.cells]
     for cell, state in zip(results.plan.cells, states, strict=True):

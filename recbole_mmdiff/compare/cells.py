@@ -19,8 +19,9 @@ from recbole_mmdiff.config.sources import merge, read_yaml
 from recbole_mmdiff.errors import CheckpointError, ConfigError, DataError
 from recbole_mmdiff.files import write_json
 from recbole_mmdiff.quick_start import CONFIG, MAY_CHANGE, METRICS, run
+from recbole_mmdiff.report.plan import read_json
+from recbole_mmdiff.report.results import ERROR, RECORD
 
-CELL, ERROR = "cell.json", "error.json"
 #: of every cell, unless the comparison says otherwise
 QUIET = {"show_progress": False, "log_tensorboard": False, "save_per_user": True}
 
@@ -52,7 +53,7 @@ def run_cell(job: dict) -> dict:
 
 def is_finished(folder: Path) -> bool:
     """Whether a cell is done, its record included."""
-    return (folder / METRICS).is_file() and (folder / CELL).is_file()
+    return (folder / METRICS).is_file() and (folder / RECORD).is_file()
 
 
 def run_study(job: dict) -> dict:
@@ -99,7 +100,7 @@ def _all_trials(job: dict) -> dict[str, float | None]:
 def best_keys(folder: str, trials: int, bigger: bool) -> dict:
     """The keys of the trial with the best validation score; the first of equal ones."""
     paths = [_trial_file(Path(folder), number) for number in range(trials)]
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.is_file()]
+    found = [read_json(path) for path in paths if path.is_file()]
     scored = [trial for trial in found if trial["score"] is not None]
     best = (max if bigger else min)(scored, key=lambda trial: trial["score"])
     return best["keys"]
@@ -109,7 +110,7 @@ def _trial_score(job: dict, number: int, values: dict, known: float | None) -> f
     """The validation score of a trial: on disk, ``known`` from equal values, or of a run."""
     path = _trial_file(Path(job["folder"]), number)
     if path.is_file():
-        saved = json.loads(path.read_text(encoding="utf-8"))
+        saved = read_json(path)
         # One that failed may do so no more; one of other values is of another sampler.
         if saved["score"] is not None and saved["keys"] == values:
             return saved["score"]
@@ -164,7 +165,7 @@ def _record(folder: Path, job: dict, tuned: dict, device: str) -> None:
         "threads": job["threads"], "workers": job["workers"], "device": device,
         "versions": {"recbole_mmdiff": __version__, "python": platform.python_version(),
                      **{name: version(name) for name in ("recbole", "torch", "numpy")}}},
-        folder / CELL)
+        folder / RECORD)
 
 
 def _record_error(folder: Path, error: Exception) -> dict:

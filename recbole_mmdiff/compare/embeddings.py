@@ -1,6 +1,5 @@
 """Transferred vectors beside true ones (DiffCDR, Figure 4), gathered from the runs of a comparison."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,9 +14,11 @@ from recbole_mmdiff.files import write_atomically, write_json
 from recbole_mmdiff.model.mapping import MappingRecommender
 from recbole_mmdiff.model.registry import get_model
 from recbole_mmdiff.quick_start import METRICS, Run, build_model, load_run
+from recbole_mmdiff.report.embeddings import EMBEDDINGS, SOURCE, TRUTH
+from recbole_mmdiff.report.plan import read_json
 from recbole_mmdiff.trainer import make_trainer
 
-FILE, MADE_FROM = "embeddings.npz", "embeddings.json"
+MADE_FROM = "embeddings.json"
 
 
 def write_embeddings(store: Path, folders: dict[str, Path], evaluations: dict[str, list[int]],
@@ -38,17 +39,17 @@ def write_embeddings(store: Path, folders: dict[str, Path], evaluations: dict[st
     truth, points = true_target_vectors(first), []
     for title, chosen in _chosen_users(first, users).items():
         panel = f"{title} users"
-        points.append((panel, "truth", truth[chosen]))
+        points.append((panel, TRUTH, truth[chosen]))
         points += [(panel, label, _transferred(run, chosen)) for label, run in runs.items()]
         for label, counts in evaluations.items():
             panel = f"{label}, {title} users"
             model = runs[label].model
             source = model.in_target_space(model.source_vectors(chosen))
-            points += [(panel, "source", source), (panel, "truth", truth[chosen])]
+            points += [(panel, SOURCE, source), (panel, TRUTH, truth[chosen])]
             for count in counts:
                 run = load_run(folders[label], overrides={"num_evaluations": count})
                 points.append((panel, f"{count} evaluations", _transferred(run, chosen)))
-    return _save(store / FILE, points)
+    return _save(store / EMBEDDINGS, points)
 
 
 def check_models(comparison: Comparison) -> None:
@@ -79,9 +80,9 @@ def gather_embeddings(comparison: Comparison, jobs: list[dict], store: Path, thr
                    if (job["table"], job["setting"], job["cell"].seed)
                    == (table, first.setting, first.seed) and job["label"] in wanted["models"]}
         made_from = {**wanted, "folders": {label: folder.name for label, folder in folders.items()}}
-        if done.is_file() and json.loads(done.read_text(encoding="utf-8")) == made_from:
+        if done.is_file() and read_json(done) == made_from:
             return
-    for path in (done, store / FILE):
+    for path in (done, store / EMBEDDINGS):
         path.unlink(missing_ok=True)
     if wanted and all((folder / METRICS).is_file() for folder in folders.values()):
         before = torch.get_num_threads()

@@ -8,12 +8,10 @@ from pathlib import Path
 from recbole_mmdiff.config import DOMAINS
 from recbole_mmdiff.data.feature_files import sha256
 from recbole_mmdiff.errors import DataError
-from recbole_mmdiff.quick_start import ensure_default_data
+from recbole_mmdiff.quick_start import MAY_CHANGE, ensure_default_data
 
 #: keys that say where, how long at once and how loudly a run goes, and change none of its numbers
-WHERE = {"data_path", "output", "gpu_id", "use_gpu", "worker", "state", "show_progress",
-         "log_tensorboard", "log_wandb", "save_per_user", "checkpoint_interval", "eval_chunk_elements",
-         "checkpoint_dir"}
+WHERE = MAY_CHANGE - {"epochs", "stopping_step"} | {"output", "checkpoint_dir"}
 #: of the files of a data set that a run may read; a matrix of features has its digest in the .json
 SUFFIXES = (".inter", ".item", ".user", ".kg", ".link", ".net", ".json")
 #: files whose contents are keys, too

@@ -22,6 +22,7 @@ from recbole_mmdiff.errors import ConfigError, DataError, one_of
 from recbole_mmdiff.files import write_json
 from recbole_mmdiff.report.formats import slug
 from recbole_mmdiff.report.plan import FORMAT, PLAN, check_plan
+from recbole_mmdiff.report.results import ERROR
 
 
 def compare(config: str | Path, output: str | Path | None = None, overrides: dict | None = None,
@@ -131,7 +132,8 @@ def _study(comparison, cell, config, job, space, store) -> tuple[dict, dict]:
     chose the keys on one split are test users of another.
     """
     tune = comparison.tune
-    for key, choices in space.items():
+    # Whether a value is accepted does not depend on the seed.
+    for key, choices in space.items() if cell.seed == comparison.seeds[0] else ():
         for value in examples(choices):
             try:
                 work.cell_config(merge(cell.keys, {key: value}), job["files"], job["overrides"])
@@ -186,11 +188,11 @@ def _run_cells(jobs: list[dict], failed_studies: dict[str, str], run_all: Callab
           file=sys.stderr, flush=True)
     for job, answer in run_all(work.run_cell, list(missing.values()), "cell"):
         # A worker that was killed could not write down that it was.
-        if "error" in answer and not (Path(job["folder"]) / work.ERROR).is_file():
+        if "error" in answer and not (Path(job["folder"]) / ERROR).is_file():
             failed[job["folder"]] = answer["error"]
     for folder, error in failed.items():
         Path(folder).mkdir(parents=True, exist_ok=True)
-        write_json({"error": error}, Path(folder) / work.ERROR)
+        write_json({"error": error}, Path(folder) / ERROR)
 
 
 def _is_finished(job: dict) -> bool:

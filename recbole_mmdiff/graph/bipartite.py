@@ -45,22 +45,20 @@ def bipartite_adjacency(users: Tensor, items: Tensor, num_users: int, num_items:
                          (total, total))
 
 
-def mean_of_items(users: Tensor, items: Tensor, num_users: int,
-                  num_items: int) -> tuple[Tensor, Tensor]:
-    """The matrix that averages over each user's items, and its transpose, both CSR.
+def mean_of_items(users: Tensor, items: Tensor, num_users: int, num_items: int) -> Tensor:
+    """The CSR matrix that averages over each user's items.
 
     Args:
         users, items: (n,) int64 ids of the interactions; a pair may stand there several times.
         num_users, num_items: ids are below them.
 
     Returns:
-        (num_users, num_items) with 1 / (number of the user's items) at the user's items, and
-        (num_items, num_users). The row of a user without items is empty: the mean is zero.
+        (num_users, num_items) with 1 / (number of the user's items) at the user's items. The row of
+        a user without items is empty: the mean is zero.
     """
     users, items = _distinct(users, items, num_items)
     values = 1.0 / torch.bincount(users, minlength=num_users)[users].float()
-    return (sparse_matrix(users, items, values, (num_users, num_items)),
-            sparse_matrix(items, users, values, (num_items, num_users)))
+    return sparse_matrix(users, items, values, (num_users, num_items))
 
 
 def propagate(matrix: Tensor, dense: Tensor, transposed: Tensor | None = None) -> Tensor:
@@ -72,7 +70,7 @@ def propagate(matrix: Tensor, dense: Tensor, transposed: Tensor | None = None) -
     Args:
         matrix: sparse (n, m).
         dense: (m, d).
-        transposed: sparse (m, n); None if ``matrix`` is symmetric.
+        transposed: sparse (m, n); None if ``matrix`` is symmetric, or ``dense`` takes no gradient.
     """
     with torch.autocast(dense.device.type, enabled=False):     # There is no sparse half.
         return _Product.apply(matrix, matrix if transposed is None else transposed,

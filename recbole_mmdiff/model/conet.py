@@ -147,10 +147,10 @@ class CrossTowers(nn.Module):
         self.width = max(sizes[1:])
         pairs = list(itertools.pairwise(sizes))
         self.layers = nn.ModuleDict({name: nn.ModuleList(nn.Linear(*pair) for pair in pairs)
-                                     for name in ("target", "source")})
+                                     for name in DOMAINS})
         self.cross = nn.ModuleList(nn.Linear(*pair, bias=False) for pair in pairs)
         self.outputs = nn.ModuleDict({name: nn.Linear(sizes[-1], 1)
-                                      for name in ("target", "source")})
+                                      for name in DOMAINS})
 
     def mix(self, level: int, target: Tensor, source: Tensor) -> Pair:
         """The next layers before their activation: W_t h_t + b_t + H h_s, W_s h_s + b_s + H h_t."""
@@ -163,7 +163,7 @@ class CrossTowers(nn.Module):
         for level in range(1, len(self.cross)):
             target, source = self.mix(level, target.relu(), source.relu())
         return tuple(self.outputs[name](layer.relu()).squeeze(-1)
-                     for name, layer in (("target", target), ("source", source)))
+                     for name, layer in zip(DOMAINS, (target, source), strict=True))
 
     def forward(self, target: Tensor, source: Tensor) -> Pair:
         """Scores (b,) of both towers, from their inputs (b, 2d)."""

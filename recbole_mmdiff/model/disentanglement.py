@@ -77,7 +77,7 @@ class Modality(nn.Module):
                  num_users: int, size: int):
         super().__init__()
         features, rows = standardized(features, present), present[items]
-        mean, _ = mean_of_items(users[rows], items[rows], num_users, len(features))
+        mean = mean_of_items(users[rows], items[rows], num_users, len(features))
         known = torch.bincount(users[rows], minlength=num_users) > 0
         for name, value in (("item", features), ("item_present", present[:, None]),
                             ("user", standardized(mean @ features, known)),

@@ -13,8 +13,7 @@ class DualRankingRecommender(StagedRecommender):
     """Base of models that learn to rank in both domains at once.
 
     One stage iterates the training rows of both domains in step, each row with ``train_neg_ratio``
-    sampled items. A subclass implements ``ranking_loss`` and
-    ``finetuning_scores``.
+    sampled items. A subclass implements ``ranking_loss`` and ``finetuning_scores``.
     """
 
     needs_source = True

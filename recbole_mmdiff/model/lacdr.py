@@ -95,9 +95,7 @@ class LACDR(MappingRecommender):
         """Mean squared error of D(E(u)), summed over the two domains: a scalar."""
         error = 0.0
         for domain, users in self.users_to_reconstruct(interaction).items():
-            # Not the frozen table: it ends before the users of the source domain alone.
-            vectors = getattr(self, domain).user_factors(users).detach()
-            vectors = (vectors - getattr(self, f"{domain}_center")) / getattr(self, f"{domain}_scale")
+            vectors = self._vectors(domain, users)
             decoded = self.decoders[domain](self.encoders[domain](vectors))
             error = error + functional.mse_loss(decoded, vectors)
         return error

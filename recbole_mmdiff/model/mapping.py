@@ -101,15 +101,16 @@ class MappingRecommender(StagedRecommender):
     def freeze_spaces(self) -> None:
         """The start of the transfer stage: centre and scale of both spaces from the overlapping
         training users, and the standardised vectors of all users, which no longer change."""
+        self.frozen.clear()
         self.mean_user.copy_(self.target.user_factors(self.overlap_users).mean(0))
         for domain in ("source", "target"):
             if self.standardize:
                 factors = getattr(self, domain).user_factors(self.overlap_users)
                 getattr(self, f"{domain}_center").copy_(factors.mean(0))
                 getattr(self, f"{domain}_scale").copy_(factors.std(0).clamp(min=1e-6))
-            self.frozen.pop(domain, None)
-            users = torch.arange(len(self.is_transferred), device=self.device)
-            self.frozen[domain] = self._vectors(domain, users)
+            # All of them: the users of the source domain alone come after those of the target.
+            count = getattr(self, domain).user_embedding.num_embeddings
+            self.frozen[domain] = self._vectors(domain, torch.arange(count, device=self.device))
 
     def _vectors(self, domain: str, user: Tensor) -> Tensor:
         if domain in self.frozen:

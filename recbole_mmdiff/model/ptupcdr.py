@@ -80,11 +80,6 @@ class PTUPCDR(MappingRecommender):
                        weight_decay=self.meta_weight_decay, prepare=self.freeze_spaces)
         return [*self.pretraining_stages(), bridge]
 
-    def freeze_spaces(self) -> None:
-        """As in other mapping models; item vectors are computed anew, too."""
-        super().freeze_spaces()
-        self.frozen.pop("items", None)
-
     def rating_loss(self, interaction) -> Tensor:
         """Mean squared error of a batch of target ratings: a scalar."""
         users, place = torch.unique(interaction[self.USER_ID], return_inverse=True)

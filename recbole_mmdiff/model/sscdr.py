@@ -69,8 +69,8 @@ class SSCDR(MappingRecommender):
         sizes = source.user_num, source.item_num
         self.known = KnownItems(user, item, *sizes)
         self.liked = KnownItems(user[liked], item[liked], *sizes)
-        means = {"items": mean_of_items(user[liked], item[liked], *sizes)[0],
-                 "likers": mean_of_items(item[liked], user[liked], *sizes[::-1])[0]}
+        means = {"items": mean_of_items(user[liked], item[liked], *sizes),
+                 "likers": mean_of_items(item[liked], user[liked], *sizes[::-1])}
         for name, matrix in means.items():
             self.register_buffer(f"mean_of_{name}", matrix, persistent=False)
 
@@ -79,11 +79,6 @@ class SSCDR(MappingRecommender):
         mapping = Stage("mapping", "overlap_users", (self.mapping_loss,), self.mapping.parameters(),
                         self.epochs, prepare=self.freeze_spaces)
         return [*self.pretraining_stages(), mapping]
-
-    def freeze_spaces(self) -> None:
-        """As in other mapping models; item vectors are computed anew, too."""
-        super().freeze_spaces()
-        self.frozen.pop("items", None)
 
     def train(self, mode: bool = True) -> "SSCDR":
         """Switch the mode; the mapping may change now, and with it what was inferred by it."""
@@ -131,9 +126,7 @@ class SSCDR(MappingRecommender):
         return self.frozen["items"]
 
     def _source_user_vectors(self) -> Tensor:
-        # Not the frozen table: it ends before the users of the source domain alone.
-        users = torch.arange(len(self.liked.counts), device=self.device)
-        return (self.source.user_factors(users) - self.source_center) / self.source_scale
+        return self.source_vectors(torch.arange(len(self.liked.counts), device=self.device))
 
     def _neighbour_mean(self, matrix: Tensor, vectors: Tensor, default: Tensor) -> Tensor:
         """The means of ``vectors`` that a matrix (rows, n) takes; ``default`` (rows, size) for who
