@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from recbole_mmdiff.config import Config
+from recbole_mmdiff.data.preparation import prepare_parts
 from recbole_mmdiff.quick_start import run
 
 #: a short pretraining for the models that have one
@@ -42,6 +44,21 @@ def contract_of(model: str) -> type:
         importlib.import_module(path.stem)
     contract = importlib.import_module("contract").ModelContract
     return next(test for test in contract.__subclasses__() if test.model == model)
+
+
+def ready_to_transfer(keys: dict, std: float):
+    """A mapping model of random float64 weights whose spaces are frozen, and the training part of
+    its data, from the ``config_dict`` that ``tiny_config`` gave."""
+    torch.manual_seed(4)
+    config = Config(config_dict=keys)
+    train = prepare_parts(config).train
+    model = config.model_class(config, train).double()
+    for domain in (model.source, model.target):
+        for table in domain.children():
+            torch.nn.init.normal_(table.weight, std=std)
+    model.seed, model.epoch = 77, 2
+    model.freeze_spaces()
+    return model, train
 
 
 def without_times(metrics: dict) -> dict:

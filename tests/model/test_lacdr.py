@@ -5,7 +5,7 @@ import pytest
 import torch
 from contract import ModelContract
 from recbole.data.interaction import Interaction
-from running import BASES, LEARNING, PRETRAINING, run_keys, slope
+from running import BASES, LEARNING, PRETRAINING, ready_to_transfer, run_keys, slope
 from torch import nn
 
 from recbole_mmdiff.config import Config
@@ -28,15 +28,8 @@ def make(tiny_config):
     """``make(**keys)``: a model of random float64 weights, ready for the transfer stage."""
 
     def build(**keys):
-        torch.manual_seed(4)
-        config = Config(config_dict=tiny_config("LACDR", embedding_size=3, **{"code_size": 2, **keys}))
-        model = config.model_class(config, prepare_parts(config).train).double()
-        for domain in (model.source, model.target):
-            for table in domain.children():
-                nn.init.normal_(table.weight, std=2.0)
-        model.seed, model.epoch = 77, 2
-        model.freeze_spaces()
-        return model
+        keys = {"embedding_size": 3, "code_size": 2, **keys}
+        return ready_to_transfer(tiny_config("LACDR", **keys), std=2.0)[0]
 
     return build
 

@@ -5,11 +5,8 @@ import pytest
 import torch
 from contract import ModelContract
 from recbole.data.interaction import Interaction
-from running import BASES, LEARNING, PRETRAINING, run_keys, slope
-from torch import nn
+from running import BASES, LEARNING, PRETRAINING, ready_to_transfer, run_keys, slope
 
-from recbole_mmdiff.config import Config
-from recbole_mmdiff.data.preparation import prepare_parts
 from recbole_mmdiff.errors import ConfigError
 
 
@@ -28,15 +25,8 @@ def make(tiny_config):
     training part of its data."""
 
     def build(**keys):
-        torch.manual_seed(4)
-        config = Config(config_dict=tiny_config("PTUPCDR", embedding_size=2, **{"meta_size": 3, **keys}))
-        train = prepare_parts(config).train
-        model = config.model_class(config, train).double()
-        for domain in (model.source, model.target):
-            for table in domain.children():
-                nn.init.normal_(table.weight)
-        model.freeze_spaces()
-        return model, train
+        keys = {"embedding_size": 2, "meta_size": 3, **keys}
+        return ready_to_transfer(tiny_config("PTUPCDR", **keys), std=1.0)
 
     return build
 
