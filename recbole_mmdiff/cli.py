@@ -12,12 +12,13 @@ Train, evaluate and compare recommenders of RecBole and recbole_mmdiff.
   run       train and evaluate one model (the default command)
   compare   run the models, settings and seeds of a comparison file (--config), and write its report
   report    write the tables, tests and pictures of a store of compare: report STORE
+  prepare   raw data, images and encoders to data sets and features: prepare --help
   check     print what the data of a configuration hold
   doctor    print versions, active patches, the device, and what is missing
 
 Every configuration key can be given as --key=value, nested ones as --source_domain.dataset=value.
 """
-COMMANDS = ("run", "compare", "report", "check", "doctor")
+COMMANDS = ("run", "compare", "report", "prepare", "check", "doctor")
 
 
 def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -27,6 +28,8 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
         command, words = words[0], words[1:]
         if command not in COMMANDS:
             raise ConfigError(f"command line: {command!r} is no command, use one of {COMMANDS}")
+    if command == "prepare":    # Its commands have options of their own.
+        return argparse.Namespace(command=command), words
     parser = argparse.ArgumentParser(
         prog="recbole-mmdiff", description=DESCRIPTION, allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -70,8 +73,8 @@ def main(words: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        print("interrupted; --resume=DIR goes on with a run, and compare with its store",
-              file=sys.stderr)
+        print("interrupted; --resume=DIR goes on with a run, compare with its store, and prepare "
+              "with what is finished", file=sys.stderr)
         return 130
 
 
@@ -80,6 +83,11 @@ def _run_command(options: argparse.Namespace, rest: list[str]) -> int:
         from recbole_mmdiff import doctor
 
         return doctor.main()
+    if options.command == "prepare":
+        from dataset_prep import cli as prepare
+
+        prepare.main(rest)
+        return 0
     if options.command == "report":
         if rest:
             raise ConfigError(f"report: {rest[0]!r} is not known")

@@ -1,5 +1,6 @@
-"""Files that are never half written; needs nothing but Python."""
+"""Files that are never half written, and their checksums; needs nothing but Python."""
 
+import hashlib
 import json
 import math
 import os
@@ -40,6 +41,15 @@ def _flush_to_disk(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def sha256(path: Path) -> str:
+    """The checksum of a file's bytes, read block by block."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while block := file.read(1 << 24):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def write_json(value, path: str | os.PathLike) -> None:

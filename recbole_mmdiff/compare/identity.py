@@ -6,8 +6,8 @@ from functools import cache
 from pathlib import Path
 
 from recbole_mmdiff.config import DOMAINS
-from recbole_mmdiff.data.feature_files import sha256
 from recbole_mmdiff.errors import DataError
+from recbole_mmdiff.files import sha256
 from recbole_mmdiff.quick_start import MAY_CHANGE, ensure_default_data
 
 #: keys that say where, how long at once and how loudly a run goes, and change none of its numbers

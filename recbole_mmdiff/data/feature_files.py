@@ -20,14 +20,6 @@ class FeatureError(DataError):
     """A feature file, or a request made of it, is wrong; the message says what to do."""
 
 
-def sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def read_manifest(path: Path, modality: str) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))

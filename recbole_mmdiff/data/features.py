@@ -35,10 +35,9 @@ from recbole_mmdiff.data.feature_files import (
     map_matrix,
     read_manifest,
     read_tokens,
-    sha256,
     token_bytes,
 )
-from recbole_mmdiff.files import write_atomically
+from recbole_mmdiff.files import sha256, write_atomically
 
 PAD_TOKEN = "[PAD]"
 POLICIES = ("mean", "zero", "drop_item", "error")
