@@ -51,9 +51,15 @@ def _totals(parts: Parts) -> tuple[int, int, int]:
 
 def _features(dataset) -> list[str]:
     folder, name = Path(dataset.dataset_path), dataset.dataset_name
-    tokens = dataset.field2id_token[dataset.iid_field]
-    return [f"  features {modality}: {FeatureFile.open(folder, name, modality).coverage(tokens)}"
-            for modality in find_modalities(folder, name)]
+    fields = {"item": dataset.iid_field, "user": dataset.uid_field}
+    lines = []
+    for modality in find_modalities(folder, name):
+        file = FeatureFile.open(folder, name, modality)
+        entity = file.entity or "item"
+        tokens = dataset.field2id_token[fields[entity]]
+        lines.append(f"  {entity} features {modality} ({file.matrix.shape[1]} dimensions): "
+                     f"{file.coverage(tokens)}")
+    return lines
 
 
 def _split_lines(parts: Parts) -> list[str]:

@@ -75,9 +75,9 @@ def test_coverage_of_features(printed, tiny_pair, atomic, tmp_path):
     write_features(tmp_path / "tgt", "tgt", "text", items, np.ones((30, 4), np.float32),
                    encoder="ones")
     text = printed(*words(tmp_path))
-    line = next(line for line in text.splitlines() if "features text" in line)
+    line = next(line for line in text.splitlines() if "item features text" in line)
     assert "30" in line and "50" in line
-    assert text.count("\n  features ") == 1
+    assert text.count(" item features ") == 1
 
 
 def test_mistakes_are_those_of_a_run(capsys, tiny_pair):

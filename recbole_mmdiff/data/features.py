@@ -5,7 +5,8 @@ A feature is three files side by side:
 - ``<dataset>.<modality>.npy``     rows x dim, float16 or float32, read memory-mapped, never unpickled
 - ``<dataset>.<modality>.tokens``  one token a line in row order, UTF-8
 - ``<dataset>.<modality>.json``    the manifest: ``encoder``, ``modality``, ``rows``, ``dim``,
-  ``dtype``, ``sha256`` (of the .npy file's bytes) and any other key that says where it came from
+  ``dtype``, ``sha256`` (of the .npy file's bytes), ``entity`` (``item``, the default, or ``user``:
+  whose tokens they are) and any other key that says where it came from
 
 The manifest is written last, so files without a matching one are an unfinished write.
 Needs numpy only: neither RecBole nor torch.
@@ -15,13 +16,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 
 from recbole_mmdiff.data.feature_files import (
     FeatureError,
@@ -37,7 +39,18 @@ from recbole_mmdiff.data.feature_files import (
     read_tokens,
     token_bytes,
 )
+from recbole_mmdiff.data.feature_lookup import (
+    SUFFIXES,
+    feature_path,
+    find_modalities,
+    require_files,
+    text_path,
+)
+from recbole_mmdiff.data.text_form import describe_text_form, is_converted, read_text_form
 from recbole_mmdiff.files import sha256, write_atomically
+
+__all__ = ["PAD_TOKEN", "POLICIES", "AlignedFeatures", "Coverage", "FeatureError", "FeatureFile",
+           "feature_path", "find_modalities", "write_features"]
 
 PAD_TOKEN = "[PAD]"
 POLICIES = ("mean", "zero", "drop_item", "error")
@@ -66,7 +79,8 @@ class AlignedFeatures:
     """Feature rows in a dataset's id order.
 
     ``matrix``: float32 (n, dim), row 0 zero. ``missing``: bool (n,), true where the file has no
-    row for that id; never true for id 0. ``missing_tokens``: the tokens of those ids, in id order.
+    row for that id; never true for id 0. ``missing_tokens``: the tokens of those ids, in id order,
+    '' apart.
     """
 
     matrix: np.ndarray
@@ -90,16 +104,25 @@ class FeatureFile:
         """The .npy file."""
         return feature_path(self.folder, self.dataset, self.modality, "npy")
 
+    @property
+    def entity(self) -> str | None:
+        """``item`` or ``user``, whose tokens the rows have; None where the manifest does not say."""
+        return self.manifest.get("entity")
+
     @classmethod
     def open(cls, folder: str | Path, dataset: str, modality: str) -> FeatureFile:
         """Open a triple after structural checks; no feature row is read (see `verify`).
+
+        A file in RecBole's text form, ``<dataset>.<modality>``, is converted into a triple first,
+        and again when it has changed; a triple that was made otherwise goes before it.
 
         Raises FeatureError when a file is absent, unreadable, truncated or pickled, when rows, dim
         or dtype disagree between the three files, or when a token is empty or repeated.
         """
         folder = Path(folder)
-        npy, names, meta = (feature_path(folder, dataset, modality, s) for s in _SUFFIXES)
-        _require_files(folder, dataset, modality, (npy, names, meta))
+        _convert_text_form(folder, dataset, modality)
+        npy, names, meta = (feature_path(folder, dataset, modality, s) for s in SUFFIXES)
+        require_files(folder, dataset, modality, (npy, names, meta))
         manifest = read_manifest(meta, modality)
         matrix = map_matrix(npy)
         tokens = read_tokens(names)
@@ -121,18 +144,18 @@ class FeatureFile:
         check_finite(self.matrix, self.tokens, self.path)
 
     def coverage(self, tokens: Sequence[str]) -> Coverage:
-        """Count which of ``tokens`` (in id order, index 0 = [PAD]) have a row."""
-        missing = _missing(self._rows_of(tokens))
-        absent = [str(tokens[i]) for i in np.flatnonzero(missing)[:_SHOWN]]
-        total = len(tokens) - 1
-        return Coverage(total - int(missing.sum()), total, tuple(absent))
+        """Count which of ``tokens`` (in id order, index 0 = [PAD]) have a row; '' is no token."""
+        absent = _absent(tokens, self._rows_of(tokens))
+        total = _count(tokens)
+        return Coverage(total - len(absent), total, tuple(str(tokens[i]) for i in absent[:_SHOWN]))
 
     def align(self, tokens: Sequence[str], policy: str = "mean") -> AlignedFeatures:
         """Gather the rows of ``tokens`` (in id order, index 0 = [PAD]) by token.
 
         ``policy`` for tokens without a row: ``mean`` fills in the mean of the rows found, ``zero``
         zeros; ``drop_item`` leaves zeros and only reports them, for the caller to drop the items;
-        ``error`` raises. Rows of the file that no token asks for are ignored.
+        ``error`` raises. Rows of the file that no token asks for are ignored. An empty token, ''
+        for an id that is not of this domain, is missing and zero under every policy.
 
         Raises FeatureError for an unknown policy, tokens that do not start with [PAD] or are not
         strings, no token found at all, a NaN or Inf in a row used, and missing rows under
@@ -143,12 +166,14 @@ class FeatureFile:
                 f"missing-row policy {policy!r} is unknown; choose one of {', '.join(POLICIES)}"
             )
         rows = self._rows_of(tokens)
-        missing = _missing(rows)
-        absent = tuple(str(tokens[i]) for i in np.flatnonzero(missing))
-        self._refuse_missing(absent, len(tokens) - 1, policy)
+        lacking = _absent(tokens, rows)
+        absent = tuple(str(tokens[i]) for i in lacking)
+        self._refuse_missing(absent, _count(tokens), policy)
         matrix, mean = self._gather(rows)
         if policy == "mean":
-            matrix[missing] = mean
+            matrix[lacking] = mean
+        missing = rows < 0
+        missing[0] = False      # Padding misses nothing.
         return AlignedFeatures(matrix, missing, absent)
 
     def _rows_of(self, tokens: Sequence[str]) -> np.ndarray:
@@ -193,33 +218,6 @@ class FeatureFile:
         return matrix, total / max(len(ids), 1)
 
 
-_SUFFIXES = ("npy", "tokens", "json")
-
-
-def feature_path(folder: str | Path, dataset: str, modality: str, suffix: str) -> Path:
-    """Path of one file of a triple. Raises FeatureError for a name that cannot be a file name."""
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", modality):
-        raise FeatureError(
-            f"modality {modality!r} is not a usable name; use letters, digits, '_' and '-'"
-        )
-    if not dataset or dataset != Path(dataset).name:
-        raise FeatureError(
-            f"dataset {dataset!r} is not a usable name; it must be a plain file name"
-        )
-    return Path(folder) / f"{dataset}.{modality}.{suffix}"
-
-
-def find_modalities(folder: str | Path, dataset: str) -> list[str]:
-    """Sorted names of the dataset's finished features: a matrix with a manifest beside it."""
-    pattern = re.compile(re.escape(dataset) + r"\.([A-Za-z0-9_-]+)\.json")
-    found = []
-    for path in Path(folder).glob("*.json"):
-        match = pattern.fullmatch(path.name)
-        if match and path.with_suffix(".npy").is_file():
-            found.append(match[1])
-    return sorted(found)
-
-
 def write_features(
     folder: str | Path,
     dataset: str,
@@ -235,7 +233,7 @@ def write_features(
 
     Raises FeatureError for anything `FeatureFile.open` or `verify` would refuse later.
     """
-    npy, names, meta = (feature_path(folder, dataset, modality, s) for s in _SUFFIXES)
+    npy, names, meta = (feature_path(folder, dataset, modality, s) for s in SUFFIXES)
     matrix = checked_matrix(matrix, npy)
     tokens = checked_tokens(tokens, names)
     check_rows(matrix, tokens, npy, names)
@@ -271,22 +269,33 @@ def _described(
     return described
 
 
-def _require_files(folder: Path, dataset: str, modality: str, paths: Sequence[Path]) -> None:
-    absent = [path.name for path in paths if not path.is_file()]
-    if absent:
-        known = find_modalities(folder, dataset)
-        raise FeatureError(
-            f"{folder}: feature {modality!r} of {dataset!r} lacks {', '.join(absent)} "
-            f"(finished here: {', '.join(known) or 'none'}); "
-            "make it with recbole_mmdiff.data.features.write_features"
-        )
+def _convert_text_form(folder: Path, dataset: str, modality: str) -> None:
+    """Bring the triple up to date with a file in RecBole's text form, if there is one."""
+    text = text_path(folder, dataset, modality)
+    meta = feature_path(folder, dataset, modality, "json")
+    if text is None or is_converted(text, meta, modality):
+        return
+    try:
+        with FileLock(folder / f".{text.name}.lock"):
+            if not is_converted(text, meta, modality):
+                logging.getLogger(__name__).info("%s: converted into a matrix, once", text)
+                tokens, matrix = read_text_form(text)
+                write_features(folder, dataset, modality, tokens, matrix,
+                               encoder="unstated (RecBole's text form)",
+                               text_form=describe_text_form(text))
+    except OSError as error:
+        raise FeatureError(f"{text}: cannot be converted beside itself ({error}); convert a copy of "
+                           f"the folder that can be written") from error
 
 
-def _missing(rows: np.ndarray) -> np.ndarray:
-    """True where an id has no row; id 0 is padding and misses nothing."""
-    missing = rows < 0
-    missing[0] = False
-    return missing
+def _absent(tokens: Sequence[str], rows: np.ndarray) -> np.ndarray:
+    """Ids of the tokens that have no row, [PAD] and '' apart."""
+    return np.array([i for i in np.flatnonzero(rows < 0) if i and tokens[i] != ""], dtype=np.int64)
+
+
+def _count(tokens: Sequence[str]) -> int:
+    """How many there are, [PAD] and '' apart."""
+    return sum(token != "" for token in tokens) - 1
 
 
 def _list(tokens: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""The item features of a domain, in the order of its item ids, as tensors for a model."""
+"""The features of a domain's items and users, in the order of their ids, as tensors for a model."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from recbole.data.dataset import Dataset
 from torch import Tensor
 
 from recbole_mmdiff.data.features import FeatureFile
-from recbole_mmdiff.errors import ConfigError
+from recbole_mmdiff.errors import ConfigError, DataError
 
 
 def item_modalities(dataset: Dataset, names: Sequence[str],
@@ -32,13 +32,35 @@ def item_modalities(dataset: Dataset, names: Sequence[str],
             what is there), the policy is unknown, no item has a row, or some have none under
             ``error``.
     """
+    tokens = [str(token) for token in dataset.field2id_token[dataset.iid_field]]
+    return _modalities(dataset, names, policy, tokens, "item")
+
+
+def user_modalities(dataset: Dataset, names: Sequence[str],
+                    policy: str = "drop_item") -> dict[str, tuple[Tensor, Tensor]]:
+    """Features of all users of one domain, in the order of the ids that both domains share.
+
+    A user is looked for under the token that it has in this domain. Ids that are not of this
+    domain (the source data set's rows of target-only users) are missing and zero.
+
+    Args, returns and raises are those of ``item_modalities``; ``drop_item`` gives zeros.
+    """
+    tokens = [str(token) for token in dataset.field2id_token[dataset.uid_field]]
+    return _modalities(dataset, names, policy, tokens, "user")
+
+
+def _modalities(dataset: Dataset, names: Sequence[str], policy: str, tokens: list[str],
+                entity: str) -> dict[str, tuple[Tensor, Tensor]]:
+    """``tokens`` are in the order of ids."""
     twice = {name for name in names if list(names).count(name) > 1}
     if twice:
         raise ConfigError(f"modalities: {sorted(twice)[0]!r} stands there twice; name it once")
-    tokens = [str(token) for token in dataset.field2id_token[dataset.iid_field]]
     features = {}
     for name in names:
         file = FeatureFile.open(dataset.dataset_path, dataset.dataset_name, name)
+        if file.entity not in (None, entity):
+            raise DataError(f"{file.path}: holds features of {file.entity}s, where features of "
+                            f"{entity}s are wanted; choose another modality than {name!r}")
         aligned = file.align(tokens, policy)
         features[name] = (torch.from_numpy(aligned.matrix), torch.from_numpy(aligned.missing))
     return features

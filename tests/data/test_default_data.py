@@ -87,7 +87,7 @@ def test_every_row_is_one_of_ml100k_and_none_is_lost(inter, items):
         side = listed[0] in DRAMA if tie else 2 * drama > len(listed)
         name = ml100k.SOURCE if side else ml100k.TARGET
         if row["user_id:token"] in users[name]:
-            expected[name, *row.values()] += 1
+            expected[(name, *row.values())] += 1
     written = Counter((name, *row.values()) for name, rows in inter.items() for row in rows)
     assert written == expected
     assert all(count == 1 for count in written.values())

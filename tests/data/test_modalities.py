@@ -1,12 +1,12 @@
-"""Item features of a domain as tensors."""
+"""Features of the items and users of a domain as tensors."""
 
 import numpy as np
 import pytest
 import torch
 
 from recbole_mmdiff.config import Config
-from recbole_mmdiff.data.features import write_features
-from recbole_mmdiff.data.modalities import item_modalities
+from recbole_mmdiff.data.features import FeatureFile, write_features
+from recbole_mmdiff.data.modalities import item_modalities, user_modalities
 from recbole_mmdiff.data.preparation import prepare_parts
 from recbole_mmdiff.errors import ConfigError, DataError
 
@@ -59,3 +59,57 @@ def test_what_is_not_there(train):
         item_modalities(train.source, ["text"])
     with pytest.raises(ConfigError, match="'text' stands there twice"):
         item_modalities(train, ["text", "image", "text"])
+
+
+def mark(token):
+    """A value that tells whose row it is."""
+    return float(sum(token.encode()) % 97 + 1)
+
+
+@pytest.fixture(scope="module")
+def halved(make_tiny_pair, tiny_config, tmp_path_factory):
+    """The training part with half of the links cut; users of both domains have review features,
+    of another size and value in each, every third user none."""
+    pair = make_tiny_pair(tmp_path_factory.mktemp("users"))
+    for name, rows, dim in (("src", pair.source_rows, 2), ("tgt", pair.target_rows, 3)):
+        users = sorted({row[0] for row in rows})
+        kept = [user for place, user in enumerate(users) if place % 3]
+        matrix = np.array([[mark(user) * dim] * dim for user in kept], dtype=np.float32)
+        write_features(pair.folder / name, name, "review", kept, matrix, encoder="test", entity="user")
+    return prepare_parts(Config(config_dict=tiny_config(
+        "MF", data_path=pair.folder, overlap_ratio=0.5))).train
+
+
+@pytest.mark.parametrize("policy", ["drop_item", "zero", "mean"])
+def test_users_have_the_features_of_their_own_domain(halved, policy):
+    for dataset, dim in ((halved, 3), (halved.source, 2)):
+        features, missing = user_modalities(dataset, ["review"], policy)["review"]
+        tokens = dataset.field2id_token["user_id"].tolist()
+        stored = set(FeatureFile.open(dataset.dataset_path, dataset.dataset_name, "review").tokens)
+        assert features.shape == (len(tokens), dim)
+        assert ("" in tokens) == (dataset is halved.source)
+        filled = features[[token in stored for token in tokens]].mean(0) if policy == "mean" else 0
+        for row, token in enumerate(tokens):
+            assert missing[row] == (token not in stored and token != "[PAD]")
+            expected = mark(token) * dim if token in stored else filled if token not in ("", "[PAD]") else 0
+            torch.testing.assert_close(features[row], torch.zeros(dim) + expected)
+
+
+def test_an_unlinked_person_is_two_users(halved):
+    """Each with the features of its own domain."""
+    source, target = (data.field2id_token["user_id"] for data in (halved.source, halved))
+    both = set(source[1:]) & set(target[1:])
+    apart = [token for token in both if np.flatnonzero(source == token) != np.flatnonzero(target == token)]
+    assert apart
+    for dataset, tokens, dim in ((halved.source, source, 2), (halved, target, 3)):
+        features, missing = user_modalities(dataset, ["review"])["review"]
+        for token in apart:
+            row = int(np.flatnonzero(tokens == token)[0])
+            assert missing[row] or features[row].tolist() == [mark(token) * dim] * dim
+
+
+def test_items_and_users_are_not_mixed_up(halved):
+    with pytest.raises(DataError, match="holds features of users, where features of items are wanted"):
+        item_modalities(halved, ["review"])
+    with pytest.raises(DataError, match=r"of .* tokens have no row"):
+        user_modalities(halved.source, ["review"], "error")

@@ -1,0 +1,120 @@
+"""RecBole's text form of features: a header ``item_id:token<tab>emb:float_seq``, a row for each token."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recbole_mmdiff.data.feature_files import FeatureError, read_manifest
+from recbole_mmdiff.files import sha256
+
+_TYPES = ["float_seq", "token"]
+_LINES = 4096   # parsed at once
+
+
+def read_text_form(path: Path) -> tuple[list[str], np.ndarray]:
+    """Tokens and float32 matrix (rows, dim) of a file in the text form, in the order of its lines.
+
+    The two columns may stand in either order; numbers are separated by spaces.
+
+    Raises:
+        FeatureError: not UTF-8, another header, a line without two cells, rows of different
+            lengths, or a cell that is not numbers; it names the line.
+    """
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            token_first = _check_header(path, file.readline())
+            return _read_rows(path, file, token_first)
+    except UnicodeDecodeError as error:
+        raise FeatureError(f"{path}: not UTF-8 ({error}); write it again in UTF-8") from error
+
+
+def describe_text_form(path: Path) -> dict[str, Any]:
+    """What a manifest says of the text file that a feature was converted from."""
+    status = path.stat()
+    return {"file": path.name, "bytes": status.st_size, "mtime_ns": status.st_mtime_ns,
+            "sha256": sha256(path)}
+
+
+def is_converted(path: Path, meta: Path, modality: str) -> bool:
+    """Whether the triple of the manifest ``meta`` comes from the text file as it is now, or from
+    elsewhere."""
+    if not meta.is_file():
+        return False
+    described = read_manifest(meta, modality).get("text_form")
+    return described is None or _is_unchanged(path, described)
+
+
+def _is_unchanged(path: Path, described: dict[str, Any]) -> bool:
+    """The bytes are read only if the size is the same and the time is not (a copied folder)."""
+    status = path.stat()
+    if status.st_size != described.get("bytes"):
+        return False
+    return status.st_mtime_ns == described.get("mtime_ns") or sha256(path) == described.get("sha256")
+
+
+def is_text_form(path: Path) -> bool:
+    """Whether the first line of a file is a header of the text form."""
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
+        return sorted(_types(file.readline(_LINES))) == _TYPES
+
+
+def _types(header: str) -> list[str]:
+    return [word.partition(":")[2] for word in header.rstrip("\n").split("\t")]
+
+
+def _check_header(path: Path, line: str) -> bool:
+    """Whether the token column is the first one."""
+    types = _types(line)
+    if sorted(types) != _TYPES:
+        raise FeatureError(
+            f"{path}, line 1: the header is {line[:80]!r}; RecBole's text form has two columns, "
+            f"such as 'item_id:token<tab>emb:float_seq'"
+        )
+    return types[0] == "token"
+
+
+def _read_rows(path: Path, file, token_first: bool) -> tuple[list[str], np.ndarray]:
+    tokens: list[str] = []
+    parts: list[np.ndarray] = []
+    number = 2
+    while lines := list(islice(file, _LINES)):
+        cells = [_cells(path, number + i, line, token_first) for i, line in enumerate(lines)]
+        dim = parts[0].shape[1] if parts else len(cells[0][1].split())
+        parts.append(_numbers(path, number, [values for _, values in cells], dim))
+        tokens += [token for token, _ in cells]
+        number += len(lines)
+    if not parts:
+        raise FeatureError(f"{path}: holds a header but no rows")
+    return tokens, np.concatenate(parts)
+
+
+def _cells(path: Path, number: int, line: str, token_first: bool) -> tuple[str, str]:
+    cells = line.rstrip("\n").split("\t")
+    if len(cells) != 2 or not all(cell.strip() for cell in cells):
+        raise FeatureError(f"{path}, line {number}: {line[:60]!r} is not a token and its numbers, "
+                           f"separated by one tab")
+    return (cells[0], cells[1]) if token_first else (cells[1], cells[0])
+
+
+def _numbers(path: Path, first: int, rows: list[str], dim: int) -> np.ndarray:
+    for number, row in enumerate(rows, start=first):
+        if len(row.split()) != dim:
+            raise FeatureError(f"{path}, line {number}: holds {len(row.split())} numbers, the lines "
+                               f"before it {dim}")
+    try:
+        return np.loadtxt(rows, dtype=np.float32, comments=None, ndmin=2)
+    except ValueError as error:
+        number = next(first + i for i, row in enumerate(rows) if not _is_numeric(row))
+        raise FeatureError(f"{path}, line {number}: {error}") from error
+
+
+def _is_numeric(row: str) -> bool:
+    try:
+        np.loadtxt([row], dtype=np.float32, comments=None)
+    except ValueError:
+        return False
+    return True
