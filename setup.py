@@ -12,8 +12,8 @@ PROPERTIES = ["*.yaml", "model/*.yaml", "dataset/*.yaml", "paper/*.yaml", "plain
               "compare/*.yaml"]
 
 EXTRAS = {
-    "features": ["transformers>=4.57", "sentence-transformers>=5.0", "pillow>=10.1"],
-    "prep": ["polars>=1.30", "httpcore>=1.0", "pillow>=10.1"],
+    "features": ["transformers>=5.0", "sentence-transformers>=5.0", "pillow>=10.1"],
+    "prep": ["polars>=1.36", "httpcore>=1.0", "pillow>=10.1"],
     "viz": ["matplotlib>=3.7"],
     "tune": ["optuna"],
     "test": ["pytest", "pytest-benchmark", "hypothesis", "diffusers", "POT", "ruff", "build",

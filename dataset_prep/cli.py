@@ -24,6 +24,13 @@ EXTRAS = {"polars": "prep", "httpcore": "prep", "PIL": "features", "transformers
           "sentence_transformers": "features"}
 
 
+class _Defaults(argparse.ArgumentDefaultsHelpFormatter):
+    """Tells the defaults that are something."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
 def _overview() -> str:
     width = max(map(len, COMMANDS))
     return "\n".join(f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items())
@@ -59,6 +66,6 @@ def _run(name: str, words: list[str]) -> None:
     command = importlib.import_module(module)
     parser = argparse.ArgumentParser(
         prog=f"recbole-mmdiff prepare {name}", description=f"{text[0].upper()}{text[1:]}.",
-        allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        allow_abbrev=False, formatter_class=_Defaults)
     command.add_arguments(parser)
     command.main(parser.parse_args(words))

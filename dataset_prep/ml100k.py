@@ -32,6 +32,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dataset_prep.encoders.lsa import DECIMALS, Lsa
 from recbole_mmdiff.data.features import FeatureError, FeatureFile, write_features
 
 SOURCE = "ml100k-drama"
@@ -46,7 +47,6 @@ GENRES = {
 # fmt: on
 MODALITIES = ("text", "genre")
 TEXT_DIM = 64
-TEXT_DECIMALS = 5
 SINGLE_DOMAIN_PERCENT = 15  # of all users, in each domain
 VERSION = 1  # raise it when a rule above changes: `ensure` then builds anew
 
@@ -211,22 +211,7 @@ def _kept_films(films: Sequence[Row], ratings: Sequence[Row]) -> list[Row]:
 
 def _title_vectors(titles: Sequence[str]) -> np.ndarray:
     """TF-IDF and SVD of the titles: float32 (titles, TEXT_DIM), rows of unit length or zero."""
-    # Imported here because `ensure` runs at every start and mostly has nothing to do.
-    from sklearn.decomposition import TruncatedSVD
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.pipeline import make_pipeline, make_union
-    from sklearn.preprocessing import normalize
-
-    terms = make_union(
-        TfidfVectorizer(sublinear_tf=True, token_pattern=r"(?u)\b\w+\b"),
-        TfidfVectorizer(sublinear_tf=True, analyzer="char_wb", ngram_range=(3, 5)),
-    )
-    # arpack is exact up to its tolerance; random_state fixes its starting vector.
-    svd = TruncatedSVD(TEXT_DIM, algorithm="arpack", random_state=0)
-    vectors = make_pipeline(terms, svd).fit_transform(titles)
-    # The last bits depend on the number of BLAS threads. Rounding hides them, also before they
-    # are blown up to unit length where a title has nothing else; + 0 hides the sign of zero.
-    return normalize(np.round(vectors, TEXT_DECIMALS) + 0.0).astype(np.float32)
+    return Lsa(TEXT_DIM, ngrams=(3, 5)).fit(titles)
 
 
 def _multi_hot(genres: Sequence[str]) -> np.ndarray:
@@ -253,7 +238,7 @@ def _write_features(folder: Path, items: Sequence[Row], text: np.ndarray) -> Non
         fields=["title"],
         fitted_on=list(GENRES),
         normalized=True,
-        decimals=TEXT_DECIMALS,
+        decimals=DECIMALS,
         sklearn=sklearn_version,
     )
     write_features(

@@ -73,8 +73,8 @@ def main(words: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        print("interrupted; --resume=DIR goes on with a run, compare with its store, and prepare "
-              "with what is finished", file=sys.stderr)
+        print("interrupted; a run goes on with --resume=DIR, compare and prepare with the same command",
+              file=sys.stderr)
         return 130
 
 

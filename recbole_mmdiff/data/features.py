@@ -50,7 +50,7 @@ from recbole_mmdiff.data.text_form import describe_text_form, is_converted, read
 from recbole_mmdiff.files import sha256, write_atomically
 
 __all__ = ["PAD_TOKEN", "POLICIES", "AlignedFeatures", "Coverage", "FeatureError", "FeatureFile",
-           "feature_path", "find_modalities", "write_features"]
+           "feature_path", "find_modalities", "read_manifest", "write_features"]
 
 PAD_TOKEN = "[PAD]"
 POLICIES = ("mean", "zero", "drop_item", "error")

@@ -1,0 +1,306 @@
+"""Batches of like length; work in shards that survives kill -9 and is shared by processes."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import slow_encoder
+from slow_encoder import SlowEncoder, vector
+from tiny_models import SENTENCES, write_items
+
+from dataset_prep.batches import batches, encode_samples
+from dataset_prep.encode import encode
+from dataset_prep.encoders import ENCODERS, Sample
+from recbole_mmdiff.errors import ConfigError, DataError
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+ITEMS, SHARD = 95, 10
+
+
+@pytest.fixture(autouse=True)
+def register():
+    with pytest.MonkeyPatch.context() as patch:    # of its own: tests undo theirs midway
+        patch.setitem(ENCODERS, "slow", slow_encoder.ENTRY)
+        yield
+
+
+# Batches
+
+
+@pytest.mark.parametrize("max_rows, max_tokens", [(1, 100), (4, 10**9), (1000, 60), (7, 50), (3, 1)])
+def test_batches_hold_every_row_once_and_keep_to_their_limits(max_rows, max_tokens):
+    lengths = np.random.default_rng(0).integers(0, 40, size=200).tolist()
+    found = list(batches(lengths, max_rows, max_tokens))
+    assert sorted(row for batch in found for row in batch) == list(range(200))
+    longest = [max(lengths[row] for row in batch) for batch in found]
+    assert longest == sorted(longest, reverse=True)
+    for batch, width in zip(found, longest, strict=True):
+        assert len(batch) <= max_rows
+        assert len(batch) * width <= max_tokens or len(batch) == 1
+    assert list(batches([], 4, 10)) == []
+
+
+class Odd(SlowEncoder):
+    """Zero for "zero", NaN for "nan"; no tokens in "mute"; reads five tokens."""
+
+    max_length = 5
+
+    def lengths(self, samples):
+        return [0 if sample.text == "mute" else len(sample.text) for sample in samples]
+
+    def encode(self, samples):
+        values = {"zero": 0.0, "nan": np.nan, "oom": None}
+        if any(sample.text == "oom" for sample in samples):
+            raise RuntimeError("CUDA out of memory")
+        rows = [[values.get(sample.text, len(sample.text)), 0] for sample in samples]
+        return np.array(rows, dtype=np.float32)
+
+
+def test_what_has_no_vector_is_left_out_with_a_reason():
+    texts = ["four", "", "zero", "  ", "mute", "longer", "1"]
+    done = []
+    found = encode_samples(Odd(), [Sample(text, text) for text in texts], batch_size=2, advance=done.append)
+    assert found.rows.tolist() == [0, 5, 6] and found.matrix[:, 0].tolist() == [4, 6, 1]
+    assert found.left_out == {1: "no text", 2: "its vector is zero", 3: "no text", 4: "no known word"}
+    assert found.cut == 1 and sum(done) == len(texts)
+    unit = encode_samples(Odd(), [Sample(text, text) for text in texts], normalize=True)
+    assert unit.matrix[:, 0].tolist() == [1, 1, 1]
+    nothing = encode_samples(Odd(), [Sample("a", "")])
+    assert nothing.matrix.shape == (0, 0) and nothing.left_out == {0: "no text"}
+
+
+def test_vectors_that_are_no_numbers_and_batches_that_are_too_large():
+    with pytest.raises(DataError, match="the vector of 'b' holds NaN or Inf"):
+        encode_samples(Odd(), [Sample("a", "x"), Sample("b", "nan")])
+    with pytest.raises(DataError, match="a batch of 2 does not fit into memory; lower --batch-tokens"):
+        encode_samples(Odd(), [Sample("a", "x"), Sample("b", "oom")])
+
+
+# Shards
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rows = [(f"i{n}", "" if n % 17 == 3 else f"{SENTENCES[n % 12]} {n}", "") for n in range(ITEMS)]
+    return write_items(tmp_path / "toy", rows)
+
+
+def expected(folder):
+    texts = {line.split("\t")[0]: line.split("\t")[1]
+             for line in (folder / "toy.item").read_text().splitlines()[1:]}
+    return {token: vector(text) for token, text in texts.items() if text}
+
+
+def check(feature, folder):
+    wanted = expected(folder)
+    assert feature.tokens == tuple(wanted)
+    np.testing.assert_array_equal(feature.matrix, np.stack(list(wanted.values())))
+    feature.verify()
+    empty = [f"i{n}" for n in range(3, ITEMS, 17)]
+    assert feature.manifest["left_out"] == {"no text": {"count": len(empty), "first": empty[:5]}}
+    assert feature.manifest["inputs"] == ITEMS
+    assert not list(feature.folder.glob(".toy.*"))
+
+
+@pytest.mark.parametrize("shard_size", [1, SHARD, ITEMS, 1000])
+def test_shards_add_up_to_the_feature(folder, shard_size):
+    outcome = encode(folder, "slow", shard_size=shard_size, batch_size=3)
+    check(outcome.feature, folder)
+    assert outcome.inputs == ITEMS
+
+
+def test_a_finished_feature_is_not_made_again(folder, monkeypatch):
+    before = encode(folder, "slow").feature.path.stat()
+    monkeypatch.setattr(SlowEncoder, "encode", None)
+    again = encode(folder, "slow", shard_size=7)    # another way to the same feature
+    assert again.inputs == 0
+    assert again.feature.path.stat().st_mtime_ns == before.st_mtime_ns
+    for change in ({"dim": 5}, {"store": "float16"}, {"separator": "-"}, {"normalize": True}):
+        with pytest.raises(DataError, match="exists, made of other inputs or with other settings; --restart"):
+            encode(folder, "slow", **change)
+    monkeypatch.undo()
+    assert encode(folder, "slow", dim=5, restart=True).feature.matrix.shape[1] == 5
+
+
+class Interrupted(RuntimeError):
+    pass
+
+
+def interrupted(monkeypatch, after):
+    """Make the encoder fail at its ``after``-th batch."""
+    calls, encode_batch = [], SlowEncoder.encode
+
+    def encode(self, samples):
+        calls.append(len(samples))
+        if len(calls) > after:
+            raise Interrupted
+        return encode_batch(self, samples)
+
+    monkeypatch.setattr(SlowEncoder, "encode", encode)
+
+
+def test_unfinished_work_goes_on_and_refuses_other_settings(folder, monkeypatch):
+    interrupted(monkeypatch, after=4)
+    with pytest.raises(Interrupted):
+        encode(folder, "slow", shard_size=SHARD)
+    monkeypatch.undo()
+    work = folder / ".toy.slow.shards"
+    assert sorted(path.name for path in work.glob("*.npz")) == [f"{n:05d}.npz" for n in range(4)]
+    assert not (folder / "toy.slow.json").exists()
+    with pytest.raises(DataError, match="components was 4 and is 5; --restart throws the 4 finished shards"):
+        encode(folder, "slow", shard_size=SHARD, dim=5)
+    with pytest.raises(DataError, match="shard_size was 10 and is 20"):
+        encode(folder, "slow", shard_size=20)
+    outcome = encode(folder, "slow", shard_size=SHARD)
+    assert outcome.inputs == ITEMS - 4 * SHARD
+    check(outcome.feature, folder)
+
+
+def test_changed_inputs_and_a_restart(folder, monkeypatch):
+    interrupted(monkeypatch, after=2)
+    with pytest.raises(Interrupted):
+        encode(folder, "slow", shard_size=SHARD)
+    monkeypatch.undo()
+    item = folder / "toy.item"
+    item.write_text(item.read_text().replace(SENTENCES[0], "another text"))
+    with pytest.raises(DataError, match="begun otherwise: inputs_sha256 was"):
+        encode(folder, "slow", shard_size=SHARD)
+    outcome = encode(folder, "slow", shard_size=SHARD, restart=True)
+    assert outcome.inputs == ITEMS
+    check(outcome.feature, folder)
+
+
+def test_a_damaged_shard_is_named(folder, monkeypatch):
+    interrupted(monkeypatch, after=4)
+    with pytest.raises(Interrupted):
+        encode(folder, "slow", shard_size=SHARD)
+    monkeypatch.undo()
+    shard = folder / ".toy.slow.shards" / "00002.npz"
+    shard.write_bytes(shard.read_bytes()[:100])
+    with pytest.raises(DataError, match=r"00002.npz: is damaged .*; delete it"):
+        encode(folder, "slow", shard_size=SHARD)
+    shard.unlink()
+    check(encode(folder, "slow", shard_size=SHARD).feature, folder)
+
+
+def test_numbers_that_float16_cannot_hold(folder):
+    feature = encode(folder, "slow", store="float16", modality="half").feature
+    assert feature.matrix.dtype == np.float16
+    np.testing.assert_allclose(feature.matrix, np.stack(list(expected(folder).values())), atol=2e-3)
+    with pytest.raises(DataError, match="'i0' holds a number that float16 cannot; --store float32"):
+        encode(folder, "slow", store="float16", scale=1e6)
+    with pytest.raises(ConfigError, match="--store: 'int8' is not known"):
+        encode(folder, "slow", store="int8")
+
+
+def test_nothing_to_encode(tmp_path):
+    with pytest.raises(DataError, match="none of the 2 inputs has a vector: 2 no text"):
+        encode(write_items(tmp_path / "toy", [("a", "", ""), ("b", "", "")]), "slow")
+
+
+# Processes
+
+
+def start(folder, *options, seconds=0.0, rank=None, size=None, port=None):
+    environment = {**os.environ, "SLOW_SECONDS": str(seconds), "OMP_NUM_THREADS": "1",
+                   "PYTHONPATH": str(REPOSITORY)}
+    if rank is not None:
+        environment |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank),
+                        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    command = [sys.executable, slow_encoder.__file__, "--data", str(folder), "--encoder", "slow",
+               "--shard-size", str(SHARD), *options]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, env=environment, text=True, **pipes)
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def wait_for_shards(work, count, process):
+    deadline = time.monotonic() + 60
+    while len(list(work.glob("[0-9]*.npz"))) < count:
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.01)
+
+
+def test_killed_and_started_again(folder):
+    """What kill -9 leaves is whole shards; they are kept, and nothing but the rest is encoded."""
+    work = folder / ".toy.slow.shards"
+    process = start(folder, seconds=0.3)
+    wait_for_shards(work, 2, process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = {path.name: path.stat().st_mtime_ns for path in work.glob("[0-9]*.npz")}
+    assert 2 <= len(kept) < ITEMS // SHARD
+    assert not (folder / "toy.slow.json").exists()
+    process = start(folder, seconds=0.3)
+    wait_for_shards(work, len(kept) + 1, process)
+    assert kept.items() <= {path.name: path.stat().st_mtime_ns for path in work.glob("[0-9]*.npz")}.items()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = len(list(work.glob("[0-9]*.npz")))
+    outcome = encode(folder, "slow", shard_size=SHARD)
+    assert outcome.inputs == ITEMS - done * SHARD
+    check(outcome.feature, folder)
+
+
+def test_another_run_at_the_same_time_is_refused(folder):
+    process = start(folder, seconds=0.3)
+    wait_for_shards(folder / ".toy.slow.shards", 1, process)
+    with pytest.raises(DataError, match="another run encodes this feature now"):
+        encode(folder, "slow", shard_size=SHARD)
+    assert process.wait() == 0
+    process.communicate()
+    check(encode(folder, "slow", shard_size=SHARD).feature, folder)
+
+
+def test_two_processes_share_the_work(folder):
+    """Continuing what one process began, too."""
+    work = folder / ".toy.slow.shards"
+    alone = start(folder, seconds=0.3)
+    wait_for_shards(work, 2, alone)
+    alone.send_signal(signal.SIGKILL)
+    alone.communicate()
+    done = len(list(work.glob("[0-9]*.npz")))
+    port = free_port()
+    pair = [start(folder, rank=rank, size=2, port=port, seconds=0.05) for rank in (0, 1)]
+    told = [process.communicate(timeout=120) for process in pair]
+    assert [process.returncode for process in pair] == [0, 0], told
+    assert f"encoded {ITEMS - done * SHARD:,} in" in told[0][0] and not told[1][0]
+    check(encode(folder, "slow", shard_size=SHARD).feature, folder)
+
+
+def test_the_death_of_a_process_is_told(folder):
+    work, port = folder / ".toy.slow.shards", free_port()
+    pair = [start(folder, rank=rank, size=2, port=port, seconds=0.2) for rank in (0, 1)]
+    wait_for_shards(work, 3, pair[0])
+    pair[1].send_signal(signal.SIGKILL)
+    out, error = pair[0].communicate(timeout=120)
+    pair[1].communicate()
+    assert pair[0].returncode == 1 and not out
+    assert "refused: another of the 2 processes ended early" in error
+    check(encode(folder, "slow", shard_size=SHARD).feature, folder)
+
+
+def test_processes_that_torchrun_did_not_start(folder, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(DataError, match=r"the other processes cannot be found .*; start them with torchrun"):
+        encode(folder, "slow")
+
+
+def test_the_plan_is_plain_json(folder, monkeypatch):
+    interrupted(monkeypatch, after=1)
+    with pytest.raises(Interrupted):
+        encode(folder, "slow", shard_size=SHARD)
+    plan = json.loads((folder / ".toy.slow.shards" / "plan.json").read_text())
+    assert plan["encoder"] == "slow" and plan["inputs"] == ITEMS and plan["store"] == "float32"
