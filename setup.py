@@ -12,7 +12,7 @@ PROPERTIES = ["*.yaml", "model/*.yaml", "dataset/*.yaml", "paper/*.yaml", "plain
               "compare/*.yaml"]
 
 EXTRAS = {
-    "features": ["transformers>=5.0", "sentence-transformers>=5.0", "pillow>=10.1"],
+    "features": ["transformers>=5.0", "sentence-transformers>=6.0", "pillow>=10.1"],
     "prep": ["polars>=1.36", "httpcore>=1.0", "pillow>=10.1"],
     "viz": ["matplotlib>=3.7"],
     "tune": ["optuna"],

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
-from recbole_mmdiff.data.features import FeatureFile, find_modalities
+from recbole_mmdiff.data.features import FeatureFile, find_modalities, unfinished_modalities
 from recbole_mmdiff.errors import DataError
 
 
@@ -21,16 +22,27 @@ def main(options: argparse.Namespace) -> None:
     """Open every feature, convert it if it is in RecBole's text form, and read it to the end.
 
     Raises:
-        DataError: there is none, or one is damaged, does not match its checksum, or holds NaN or
-            Inf; it names the file and the token.
+        DataError: there is none; or, after all have been read, one is unfinished or damaged, does
+            not match its checksum, or holds NaN or Inf; each names the file and the token.
     """
-    folder = options.data
-    names = options.modality or find_modalities(folder, folder.name)
+    folder = Path(os.path.abspath(options.data))
+    unfinished = unfinished_modalities(folder, folder.name)
+    names = options.modality or [*find_modalities(folder, folder.name), *unfinished]
     if not names:
         raise DataError(f"{folder}: holds no features of {folder.name!r}; prepare encode makes them")
+    faults = []
     for name in names:
-        file = FeatureFile.open(folder, folder.name, name)
-        file.verify()
-        rows, dim = file.matrix.shape
-        print(f"{file.path.name}: {rows:,} {file.entity or 'item'}s x {dim:,} {file.matrix.dtype.name}, "
-              f"checksum and values are right; encoder: {file.manifest['encoder']}")
+        try:
+            print(_checked(folder, name))
+        except DataError as error:
+            faults.append(str(error))
+    if faults:
+        raise DataError(f"{len(faults)} of {len(names)} features cannot be used:\n" + "\n".join(faults))
+
+
+def _checked(folder: Path, modality: str) -> str:
+    file = FeatureFile.open(folder, folder.name, modality)
+    file.verify()
+    rows, dim = file.matrix.shape
+    return (f"{file.path.name}: {rows:,} {file.entity or 'item'}s x {dim:,} {file.matrix.dtype.name}, "
+            f"checksum and values are right; encoder: {file.manifest.get('encoder', 'unstated')}")

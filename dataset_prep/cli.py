@@ -59,6 +59,11 @@ def main(words: list[str]) -> None:
             raise
         raise DataError(f"prepare {name}: needs the package {package!r}; "
                         f"pip install 'recbole-mmdiff[{EXTRAS[package]}]'") from error
+    except BrokenPipeError:     # Nobody reads what is printed: no matter of the files.
+        raise
+    except OSError as error:
+        raise DataError(f"prepare {name}: {error.filename or 'a file'} cannot be read or written "
+                        f"({error.strerror or error})") from error
 
 
 def _run(name: str, words: list[str]) -> None:

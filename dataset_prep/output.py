@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,13 @@ from typing import Any
 import polars as pl
 
 from recbole_mmdiff import __version__
-from recbole_mmdiff.errors import DataError
+from recbole_mmdiff.data.features import feature_path
+from recbole_mmdiff.errors import ConfigError, DataError
 from recbole_mmdiff.files import sha256, write_atomically, write_json
 
 _ATOMIC = ("inter", "item", "user")
 _BREAKS = r"[\t\r\n]"    # what would end a cell or its line
+_UNFINISHED = "unfinished"    # a key of the record of a data set that is being written
 TYPES = ("token", "float", "token_seq", "float_seq")
 
 
@@ -25,6 +28,14 @@ def clean(column: str | pl.Expr) -> pl.Expr:
     return pl.when(text != "").then(text)
 
 
+def checked_name(name: str, option: str) -> str:
+    """The name if a data set may have it, else a ConfigError that names the option."""
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*", name):
+        raise ConfigError(f"{option}: {name!r} is no name of a data set; use letters, digits, '_', '.', '+' "
+                          f"and '-', and begin with none of the last three")
+    return name
+
+
 def record_path(folder: Path) -> Path:
     """Where the record of a data set stands."""
     return folder / f"{folder.name}.prep.json"
@@ -32,21 +43,72 @@ def record_path(folder: Path) -> Path:
 
 def read_record(folder: Path) -> dict[str, Any] | None:
     """The record of a data set that was written to its end, else None."""
+    record = _read_any_record(folder)
+    return None if record is None or _UNFINISHED in record else record
+
+
+def _read_any_record(folder: Path) -> dict[str, Any] | None:
     try:
         record = json.loads(record_path(folder).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
     return record if isinstance(record, dict) else None
 
 
+def is_made(folder: Path, recipe: Mapping[str, Any], overwrite: bool) -> bool:
+    """Whether the data set is there, finished, with all its files, and made by this very recipe.
+
+    Raises:
+        DataError: another one is there, and ``overwrite`` is not given.
+    """
+    if overwrite:
+        return False
+    record = _read_any_record(folder)
+    if record is None:
+        foreign = (folder / f"{folder.name}.inter").exists()
+    else:
+        foreign = _UNFINISHED not in record and record.get("recipe") != json.loads(json.dumps(recipe))
+    if foreign:
+        raise DataError(f"{folder}: another data set is there, made of other files or with other options; "
+                        f"choose another --output, or --overwrite to replace it")
+    return record is not None and _UNFINISHED not in record and all(
+        path.is_file() for path in _files_of(folder, record))
+
+
+def start_dataset(folder: Path, record: Mapping[str, Any]) -> None:
+    """Remove the earlier data set and mark the folder as unfinished until `write_dataset` ends.
+
+    Removed are all files that `write_dataset` can make, the features that the earlier record
+    lists, and what a killed writer left behind.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    name = re.escape(folder.name)
+    pattern = re.compile(rf"{name}\.({'|'.join(_ATOMIC)}|[^.]+\.parquet)|"
+                         rf"\.{name}(\.[^.]+)?\.[0-9a-f]+\.tmp\.({'|'.join(_ATOMIC)}|parquet)")
+    old = _files_of(folder, _read_any_record(folder) or {})
+    write_json({**record, _UNFINISHED: True}, record_path(folder))
+    for path in [*old, *(path for path in folder.iterdir() if pattern.fullmatch(path.name))]:
+        path.unlink(missing_ok=True)
+
+
+def _files_of(folder: Path, record: Mapping[str, Any]) -> list[Path]:
+    """The files that a record lists, those of its features included."""
+    names = [Path(name).name for name in record.get("files", {})]
+    return [folder / name for name in names] + [
+        feature_path(folder, folder.name, modality, suffix)
+        for modality in record.get("features", {}) for suffix in ("json", "npy", "tokens")]
+
+
 def write_dataset(folder: str | Path, tables: Mapping[str, pl.DataFrame],
-                  record: Mapping[str, Any]) -> Path:
+                  record: Mapping[str, Any], started: bool = False) -> Path:
     """Write ``folder/NAME.<suffix>`` for every table, NAME being the folder's name.
 
     ``tables``: ``inter``, ``item`` and ``user`` become RecBole's atomic files, their columns named
     ``name:type``; any other table becomes ``NAME.<suffix>.parquet``. Each file appears whole or
-    not at all. ``NAME.prep.json`` holds ``record``, the version, and rows and sha256 of every
-    file; it is removed first and written last, so files without it are an unfinished write.
+    not at all. ``NAME.prep.json`` holds ``record`` (its ``recipe`` is what `is_made` compares), the
+    versions, and rows and sha256 of every file. It says that the data set is unfinished until all
+    are there; ``.inter`` comes last, so that nothing unfinished can be trained on. ``started``: the
+    caller called `start_dataset` and wrote features since.
 
     Raises:
         DataError: a column without a type, or a cell that would break its line.
@@ -55,10 +117,10 @@ def write_dataset(folder: str | Path, tables: Mapping[str, pl.DataFrame],
     for suffix in _ATOMIC:
         if suffix in tables:
             _check_cells(folder / f"{folder.name}.{suffix}", tables[suffix])
-    folder.mkdir(parents=True, exist_ok=True)
-    record_path(folder).unlink(missing_ok=True)
+    if not started:
+        start_dataset(folder, record)
     files = {}
-    for suffix, table in tables.items():
+    for suffix, table in sorted(tables.items(), key=lambda entry: entry[0] == "inter"):
         atomic = suffix in _ATOMIC
         path = folder / f"{folder.name}.{suffix}{'' if atomic else '.parquet'}"
         with write_atomically(path) as temporary:

@@ -42,7 +42,7 @@ def map_matrix(path: Path) -> np.ndarray:
     # Not np.load: it would also open zip archives and, on request, pickles.
     try:
         matrix = np.lib.format.open_memmap(path, mode="r")
-    except (ValueError, OSError, OverflowError) as error:
+    except (ValueError, TypeError, OSError, OverflowError) as error:
         raise FeatureError(
             f"{path}: not a complete .npy matrix ({error}); pickled, compressed or truncated "
             "files are never read: save a plain float16 or float32 array with write_features"

@@ -20,7 +20,7 @@ def feature_path(folder: str | Path, dataset: str, modality: str, suffix: str) -
         raise FeatureError(
             f"modality {modality!r} is not a usable name; use letters, digits, '_' and '-'"
         )
-    if not dataset or dataset != Path(dataset).name:
+    if dataset in ("", "..") or dataset != Path(dataset).name:
         raise FeatureError(
             f"dataset {dataset!r} is not a usable name; it must be a plain file name"
         )
@@ -49,6 +49,13 @@ def find_modalities(folder: str | Path, dataset: str) -> list[str]:
         if finished:
             found.add(match[1])
     return sorted(found)
+
+
+def unfinished_modalities(folder: str | Path, dataset: str) -> list[str]:
+    """Sorted names of matrices without a manifest: their writing did not end."""
+    pattern = re.compile(re.escape(dataset) + r"\.([A-Za-z0-9_-]+)\.npy")
+    matches = (pattern.fullmatch(path.name) for path in Path(folder).glob(f"{escape(dataset)}.*.npy"))
+    return sorted({match[1] for match in matches if match} - set(find_modalities(folder, dataset)))
 
 
 def require_files(folder: Path, dataset: str, modality: str, paths: Sequence[Path]) -> None:

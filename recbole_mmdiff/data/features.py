@@ -45,12 +45,19 @@ from recbole_mmdiff.data.feature_lookup import (
     find_modalities,
     require_files,
     text_path,
+    unfinished_modalities,
 )
-from recbole_mmdiff.data.text_form import describe_text_form, is_converted, read_text_form
+from recbole_mmdiff.data.text_form import (
+    describe_text_form,
+    entity_of,
+    is_converted,
+    read_text_form,
+)
 from recbole_mmdiff.files import sha256, write_atomically
 
 __all__ = ["PAD_TOKEN", "POLICIES", "AlignedFeatures", "Coverage", "FeatureError", "FeatureFile",
-           "feature_path", "find_modalities", "read_manifest", "write_features"]
+           "check_finite", "feature_path", "find_modalities", "map_matrix", "read_manifest",
+           "unfinished_modalities", "write_features"]
 
 PAD_TOKEN = "[PAD]"
 POLICIES = ("mean", "zero", "drop_item", "error")
@@ -280,9 +287,10 @@ def _convert_text_form(folder: Path, dataset: str, modality: str) -> None:
             if not is_converted(text, meta, modality):
                 logging.getLogger(__name__).info("%s: converted into a matrix, once", text)
                 tokens, matrix = read_text_form(text)
+                entity = {"entity": entity} if (entity := entity_of(text)) else {}
                 write_features(folder, dataset, modality, tokens, matrix,
                                encoder="unstated (RecBole's text form)",
-                               text_form=describe_text_form(text))
+                               text_form=describe_text_form(text), **entity)
     except OSError as error:
         raise FeatureError(f"{text}: cannot be converted beside itself ({error}); convert a copy of "
                            f"the folder that can be written") from error

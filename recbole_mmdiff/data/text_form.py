@@ -12,6 +12,7 @@ from recbole_mmdiff.data.feature_files import FeatureError, read_manifest
 from recbole_mmdiff.files import sha256
 
 _TYPES = ["float_seq", "token"]
+_ENTITIES = {"item_id": "item", "iid": "item", "user_id": "user", "uid": "user"}
 _LINES = 4096   # parsed at once
 
 
@@ -22,14 +23,28 @@ def read_text_form(path: Path) -> tuple[list[str], np.ndarray]:
 
     Raises:
         FeatureError: not UTF-8, another header, a line without two cells, rows of different
-            lengths, or a cell that is not numbers; it names the line.
+            lengths, a cell that is not finite numbers, or a token twice; it names the line.
     """
     try:
         with open(path, encoding="utf-8-sig") as file:
             token_first = _check_header(path, file.readline())
-            return _read_rows(path, file, token_first)
+            tokens, matrix = _read_rows(path, file, token_first)
     except UnicodeDecodeError as error:
         raise FeatureError(f"{path}: not UTF-8 ({error}); write it again in UTF-8") from error
+    line_of: dict[str, int] = {}
+    for number, token in enumerate(tokens, start=2):
+        if line_of.setdefault(token, number) != number:
+            raise FeatureError(f"{path}, line {number}: the token {token!r} stands on line "
+                               f"{line_of[token]} already; keep one row for each token")
+    return tokens, matrix
+
+
+def entity_of(path: Path) -> str | None:
+    """``item`` or ``user``, where the token column is called as RecBole calls their ids, else None."""
+    with open(path, encoding="utf-8-sig") as file:
+        words = file.readline().rstrip("\n").split("\t")
+    column = next(word.removesuffix(":token") for word in words if word.endswith(":token"))
+    return _ENTITIES.get(column)
 
 
 def describe_text_form(path: Path) -> dict[str, Any]:
@@ -106,10 +121,15 @@ def _numbers(path: Path, first: int, rows: list[str], dim: int) -> np.ndarray:
             raise FeatureError(f"{path}, line {number}: holds {len(row.split())} numbers, the lines "
                                f"before it {dim}")
     try:
-        return np.loadtxt(rows, dtype=np.float32, comments=None, ndmin=2)
+        numbers = np.loadtxt(rows, dtype=np.float32, comments=None, ndmin=2)
     except ValueError as error:
         number = next(first + i for i, row in enumerate(rows) if not _is_numeric(row))
         raise FeatureError(f"{path}, line {number}: {error}") from error
+    finite = np.isfinite(numbers).all(axis=1)
+    if not finite.all():
+        raise FeatureError(f"{path}, line {first + int(finite.argmin())}: holds NaN, Inf or a number too "
+                           f"large for float32; leave the line out to mark the feature as missing")
+    return numbers
 
 
 def _is_numeric(row: str) -> bool:

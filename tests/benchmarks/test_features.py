@@ -15,8 +15,8 @@ from recbole_mmdiff.config import Config
 from recbole_mmdiff.data.features import FeatureFile, write_features
 
 ITEMS, DIM = 20_000, 384
-REQUIRED_TO_OPEN = 50.0
-REQUIRED_ROWS = 25.0
+REQUIRED = 50.0     # to be open; the rows in id order, which other work on the machine slows more,
+REQUIRED_ROWS = 40.0    # took 53 to 220 times less than RecBole's
 
 
 @pytest.fixture(scope="module")
@@ -67,5 +67,5 @@ def test_the_store_against_recboles_text(folder):
     aligned = median_seconds(lambda: FeatureFile.open(folder, "toy", "text").align(tokens))
     print(f"\nRecBole {text:.2f} s; open {opened * 1000:.1f} ms = {text / opened:.0f}x, "
           f"all rows in id order {aligned * 1000:.0f} ms = {text / aligned:.0f}x")
-    assert text / opened >= REQUIRED_TO_OPEN
+    assert text / opened >= REQUIRED
     assert text / aligned >= REQUIRED_ROWS

@@ -98,14 +98,35 @@ def test_it_is_found_and_checked_by_the_command(text, capsys):
     (HEADER + "a\t1 2\nb\t\n", "line 3: "),
     (HEADER + "a\t1 2\n\nb\t1 2\n", "line 3: "),
     (HEADER + "a\t1 2\nb\t1 two\n", "line 3: .*'two'"),
-    (HEADER + "a\t1 2\nb\t1 nan\n", "token 'b' holds NaN or Inf"),
-    (HEADER + "a\t1 2\na\t1 2\n", "token 'a' appears twice"),
+    (HEADER + "a\t1 2\nb\t1 nan\n", "toy.plot, line 3: holds NaN"),
+    (HEADER + "a\t1 2\nb\t1 1e39\n", "line 3: holds .* too large"),
+    (HEADER + "a\t1 2\nb\t1 2\na\t1 2\n", "line 4: the token 'a' stands on line 2 already"),
 ])
 def test_bad_text_is_refused_and_leaves_nothing(text, content, message):
     text.write_text(content)
     with pytest.raises(FeatureError, match=message):
         opened(text)
     assert {path.name for path in text.parent.iterdir() if not path.name.startswith(".")} == {"toy.plot"}
+
+
+@pytest.mark.parametrize(("column", "entity"), [("item_id", "item"), ("iid", "item"), ("uid", "user"),
+                                                ("user_id", "user"), ("ent_id", None)])
+def test_the_header_tells_whose_features_they_are(text, column, entity):
+    text.write_text(f"emb:float_seq\t{column}:token\n1 2\tx\n")
+    assert opened(text).entity == entity
+
+
+def test_the_command_goes_through_all(text, capsys, monkeypatch):
+    for name in ("good", "cut"):
+        write_features(text.parent, "toy", name, ["z"], np.ones((1, 2), np.float32))
+    text.with_name("toy.cut.json").unlink()
+    text.write_text(HEADER + "a\t1 nan\n")
+    monkeypatch.chdir(text.parent)
+    assert main(["prepare", "features", "--data=."]) == 2
+    told = capsys.readouterr()
+    assert "toy.good.npy: 1 items" in told.out
+    assert "2 of 3 features cannot be used" in told.err
+    assert "toy.plot, line 2" in told.err and "lacks toy.cut.json" in told.err
 
 
 def test_other_encodings_are_refused(text):

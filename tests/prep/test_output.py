@@ -3,14 +3,23 @@
 import hashlib
 import json
 
+import numpy as np
 import polars as pl
 import pytest
 
-from dataset_prep.output import clean, read_record, write_dataset
+from dataset_prep.output import (
+    checked_name,
+    clean,
+    is_made,
+    read_record,
+    start_dataset,
+    write_dataset,
+)
 from dataset_prep.skips import Skips
 from recbole_mmdiff.cli import main
 from recbole_mmdiff.data.atomic import read_atomic
-from recbole_mmdiff.errors import DataError
+from recbole_mmdiff.data.features import find_modalities, write_features
+from recbole_mmdiff.errors import ConfigError, DataError
 
 INTER = pl.DataFrame({"user_id:token": ["u1", "ü2"], "item_id:token": ["a", "b"],
                       "rating:float": pl.Series([4.0, 1.5], dtype=pl.Float32),
@@ -46,17 +55,64 @@ def test_what_cannot_be_read_back_is_refused_before_anything_is_written(tmp_path
     assert not (tmp_path / "toy").exists()
 
 
-def test_a_write_that_was_cut_off_is_seen(tmp_path, monkeypatch):
-    folder = write_dataset(tmp_path / "toy", {"inter": INTER}, {})
+RECIPE = {"recipe": {"k": 5}}
 
-    def killed(self, *_, **__):
-        raise KeyboardInterrupt
+
+@pytest.mark.parametrize("stop", [1, 2])
+def test_a_write_that_was_cut_off_begins_anew(tmp_path, monkeypatch, stop):
+    """Also over an earlier set, of which nothing stays; .inter is not there before the rest is."""
+    folder, tables = tmp_path / "toy", {"inter": INTER, "item": ITEM}
+    write_dataset(folder, {**tables, "user": INTER.select("user_id:token"), "reviews": INTER}, {"recipe": 1})
+    write, calls = pl.DataFrame.write_csv, []
+
+    def killed(self, path, **options):
+        calls.append(path)
+        write(self, path, **options)
+        if len(calls) == stop:
+            raise KeyboardInterrupt
 
     monkeypatch.setattr(pl.DataFrame, "write_csv", killed)
     with pytest.raises(KeyboardInterrupt):
-        write_dataset(folder, {"inter": INTER}, {})
-    assert read_record(folder) is None
-    assert sorted(path.name for path in folder.iterdir()) == ["toy.inter"]
+        write_dataset(folder, tables, RECIPE)
+    (folder / ".toy.0123456789ab.tmp.inter").touch()    # as a killed process leaves it
+    monkeypatch.undo()
+    assert read_record(folder) is None and not is_made(folder, RECIPE["recipe"], overwrite=False)
+    assert {path.name for path in folder.glob("toy*")} <= {"toy.prep.json", "toy.item"}
+    write_dataset(folder, tables, RECIPE)
+    assert sorted(path.name for path in folder.iterdir()) == ["toy.inter", "toy.item", "toy.prep.json"]
+    assert is_made(folder, RECIPE["recipe"], overwrite=False)
+
+
+def test_what_is_there_is_made_again_only_when_asked(tmp_path):
+    folder = write_dataset(tmp_path / "toy", {"inter": INTER, "item": ITEM}, {"recipe": {"k": (5, 6)}})
+    assert not is_made(tmp_path / "other", {}, overwrite=False)
+    assert is_made(folder, {"k": (5, 6)}, overwrite=False)
+    assert not is_made(folder, {"k": (5, 6)}, overwrite=True)
+    with pytest.raises(DataError, match="another data set is there"):
+        is_made(folder, {"k": (5, 7)}, overwrite=False)
+    (folder / "toy.item").unlink()
+    assert not is_made(folder, {"k": (5, 6)}, overwrite=False), "a file is gone"
+    (folder / "toy.prep.json").unlink()
+    with pytest.raises(DataError, match="another data set is there"):
+        is_made(folder, {"k": (5, 6)}, overwrite=False)
+
+
+def test_features_of_the_earlier_record_go_and_others_stay(tmp_path):
+    folder, ones = tmp_path / "toy", np.ones((1, 2), np.float32)
+    start_dataset(folder, {"features": {"image": 1}})
+    for modality in ("image", "mine"):
+        write_features(folder, "toy", modality, ["a"], ones)
+    write_dataset(folder, {"inter": INTER}, {"features": {"image": 1}}, started=True)
+    assert find_modalities(folder, "toy") == ["image", "mine"]
+    write_dataset(folder, {"inter": INTER}, {})
+    assert find_modalities(folder, "toy") == ["mine"]
+
+
+@pytest.mark.parametrize("name", ["..", "", ".hidden", "-x", "a/b", "a b", "a\nb", "a\n"])
+def test_names_that_are_no_names(name):
+    with pytest.raises(ConfigError, match=r"--as: .* is no name of a data set"):
+        checked_name(name, "--as")
+    assert checked_name("amazon2014-cds_v1.2+x", "--as")
 
 
 def test_a_record_that_is_no_json_is_none(tmp_path):
