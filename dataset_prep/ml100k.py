@@ -34,6 +34,7 @@ import numpy as np
 
 from dataset_prep.encoders.lsa import DECIMALS, Lsa
 from recbole_mmdiff.data.features import FeatureError, FeatureFile, write_features
+from recbole_mmdiff.files import sha256
 
 SOURCE = "ml100k-drama"
 TARGET = "ml100k-action"
@@ -259,19 +260,15 @@ def _write_record(folder: Path, raw: Path, inter: Sequence[Row], items: Sequence
     record = {
         "version": VERSION,
         "source": "MovieLens-100K as bundled in recbole",
-        "source_sha256": {file: _sha256(raw / file) for file in ("ml-100k.inter", "ml-100k.item")},
+        "source_sha256": {file: sha256(raw / file) for file in ("ml-100k.inter", "ml-100k.item")},
         "rules": "the docstring of dataset_prep.ml100k",
         "users": len({row[0] for row in inter}),
         "items": len(items),
         "interactions": len(inter),
-        "sha256": {file: _sha256(folder / file) for file in (f"{name}.inter", f"{name}.item")},
+        "sha256": {file: sha256(folder / file) for file in (f"{name}.inter", f"{name}.item")},
     }
     text = json.dumps(record, indent=1) + "\n"
     (folder / f"{name}.prep.json").write_text(text, encoding="utf-8")
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -99,6 +99,8 @@ class CrossDomainDataset(DomainDataset):
         for dataset, source in zip(parts, sources, strict=True):
             dataset.source = source
         parts[0].saved_split = self._to_save(parts, sources, protocol)
+        if protocol == "ratio":     # There are held-out rows in the source domain, too.
+            sources[0].saved_split = parts[0].saved_split
         return parts
 
     def _build_by_rows(self, protocol: str):

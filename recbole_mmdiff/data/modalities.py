@@ -43,7 +43,11 @@ def user_modalities(dataset: Dataset, names: Sequence[str],
     A user is looked for under the token that it has in this domain. Ids that are not of this
     domain (the source data set's rows of target-only users) are missing and zero.
 
-    Args, returns and raises are those of ``item_modalities``; ``drop_item`` gives zeros.
+    Args and returns are those of ``item_modalities``; ``drop_item`` gives zeros.
+
+    Raises:
+        as ``item_modalities``; DataError also if features made of reviews do not leave out what the
+            split of ``dataset`` holds out (its part for training knows the split).
     """
     tokens = [str(token) for token in dataset.field2id_token[dataset.uid_field]]
     return _modalities(dataset, names, policy, tokens, "user")
@@ -61,6 +65,20 @@ def _modalities(dataset: Dataset, names: Sequence[str], policy: str, tokens: lis
         if file.entity not in (None, entity):
             raise DataError(f"{file.path}: holds features of {file.entity}s, where features of "
                             f"{entity}s are wanted; choose another modality than {name!r}")
+        _refuse_leaks(file, dataset)
         aligned = file.align(tokens, policy)
         features[name] = (torch.from_numpy(aligned.matrix), torch.from_numpy(aligned.missing))
     return features
+
+
+def _refuse_leaks(file: FeatureFile, dataset: Dataset) -> None:
+    """Features of reviews must have been made without those of held-out interactions."""
+    split = getattr(dataset, "saved_split", None)
+    if split is None or file.manifest.get("fields") != ["review"]:
+        return
+    if file.manifest.get("split_digest") != split.digest():
+        made = "with another split" if "split_digest" in file.manifest else "without a split"
+        raise DataError(
+            f"{file.path}: was made of reviews {made}, so it may tell what this run holds out; make it "
+            f"with prepare encode --split=RUN/split.npz --domain=target (or source), RUN being the folder "
+            f"of a run with this split, or give this run the other split as split_file")

@@ -7,6 +7,7 @@ contains the smaller one.
 
 import hashlib
 import io
+import json
 import zipfile
 import zlib
 from dataclasses import dataclass, field, fields
@@ -165,6 +166,15 @@ class SavedSplit:
         """Whether both say the same, array by array."""
         return all(np.array_equal(getattr(self, name), getattr(other, name))
                    for name in (f.name for f in fields(self)))
+
+    def digest(self) -> str:
+        """A sha256 of what it says: equal for equal splits, however their rows were ordered or saved."""
+        columns = ([self.linked], [self.source_gone], [self.target_gone],
+                   [self.user, self.item, self.part],
+                   [self.source_user, self.source_item, self.source_part])
+        rows = [sorted(zip(*(column.astype(str).tolist() for column in group), strict=True))
+                for group in columns]
+        return hashlib.sha256(json.dumps([self.protocol, *rows]).encode()).hexdigest()
 
     @classmethod
     def load(cls, path: Path) -> "SavedSplit":

@@ -28,15 +28,9 @@ def read_text_form(path: Path) -> tuple[list[str], np.ndarray]:
     try:
         with open(path, encoding="utf-8-sig") as file:
             token_first = _check_header(path, file.readline())
-            tokens, matrix = _read_rows(path, file, token_first)
+            return _read_rows(path, file, token_first)
     except UnicodeDecodeError as error:
         raise FeatureError(f"{path}: not UTF-8 ({error}); write it again in UTF-8") from error
-    line_of: dict[str, int] = {}
-    for number, token in enumerate(tokens, start=2):
-        if line_of.setdefault(token, number) != number:
-            raise FeatureError(f"{path}, line {number}: the token {token!r} stands on line "
-                               f"{line_of[token]} already; keep one row for each token")
-    return tokens, matrix
 
 
 def entity_of(path: Path) -> str | None:
@@ -93,18 +87,20 @@ def _check_header(path: Path, line: str) -> bool:
 
 
 def _read_rows(path: Path, file, token_first: bool) -> tuple[list[str], np.ndarray]:
-    tokens: list[str] = []
+    line_of: dict[str, int] = {}
     parts: list[np.ndarray] = []
-    number = 2
-    while lines := list(islice(file, _LINES)):
-        cells = [_cells(path, number + i, line, token_first) for i, line in enumerate(lines)]
+    lines = ((number, line) for number, line in enumerate(file, start=2) if line.strip())
+    while block := list(islice(lines, _LINES)):
+        cells = [_cells(path, number, line, token_first) for number, line in block]
         dim = parts[0].shape[1] if parts else len(cells[0][1].split())
-        parts.append(_numbers(path, number, [values for _, values in cells], dim))
-        tokens += [token for token, _ in cells]
-        number += len(lines)
+        parts.append(_numbers(path, [number for number, _ in block], [row for _, row in cells], dim))
+        for (number, _), (token, _) in zip(block, cells, strict=True):
+            if line_of.setdefault(token, number) != number:
+                raise FeatureError(f"{path}, line {number}: the token {token!r} stands on line "
+                                   f"{line_of[token]} already; keep one row for each token")
     if not parts:
         raise FeatureError(f"{path}: holds a header but no rows")
-    return tokens, np.concatenate(parts)
+    return list(line_of), np.concatenate(parts)
 
 
 def _cells(path: Path, number: int, line: str, token_first: bool) -> tuple[str, str]:
@@ -115,21 +111,22 @@ def _cells(path: Path, number: int, line: str, token_first: bool) -> tuple[str, 
     return (cells[0], cells[1]) if token_first else (cells[1], cells[0])
 
 
-def _numbers(path: Path, first: int, rows: list[str], dim: int) -> np.ndarray:
-    for number, row in enumerate(rows, start=first):
+def _numbers(path: Path, numbers: list[int], rows: list[str], dim: int) -> np.ndarray:
+    """The rows that stand on the lines ``numbers``, float32 (rows, dim)."""
+    for number, row in zip(numbers, rows, strict=True):
         if len(row.split()) != dim:
             raise FeatureError(f"{path}, line {number}: holds {len(row.split())} numbers, the lines "
                                f"before it {dim}")
     try:
-        numbers = np.loadtxt(rows, dtype=np.float32, comments=None, ndmin=2)
+        values = np.loadtxt(rows, dtype=np.float32, comments=None, ndmin=2)
     except ValueError as error:
-        number = next(first + i for i, row in enumerate(rows) if not _is_numeric(row))
+        number = next(number for number, row in zip(numbers, rows, strict=True) if not _is_numeric(row))
         raise FeatureError(f"{path}, line {number}: {error}") from error
-    finite = np.isfinite(numbers).all(axis=1)
+    finite = np.isfinite(values).all(axis=1)
     if not finite.all():
-        raise FeatureError(f"{path}, line {first + int(finite.argmin())}: holds NaN, Inf or a number too "
+        raise FeatureError(f"{path}, line {numbers[int(finite.argmin())]}: holds NaN, Inf or a number too "
                            f"large for float32; leave the line out to mark the feature as missing")
-    return numbers
+    return values
 
 
 def _is_numeric(row: str) -> bool:

@@ -113,3 +113,31 @@ def test_items_and_users_are_not_mixed_up(halved):
         item_modalities(halved, ["review"])
     with pytest.raises(DataError, match=r"of .* tokens have no row"):
         user_modalities(halved.source, ["review"], "error")
+
+
+def test_features_of_reviews_need_the_split_of_the_run(make_tiny_pair, tiny_config, tmp_path):
+    """Or they tell what is held out: in the target domain, and under ``ratio`` also in the source."""
+    pair = make_tiny_pair(tmp_path)
+    both = sorted({row[0] for row in pair.source_rows} & {row[0] for row in pair.target_rows})
+
+    def parts(**keys):
+        return prepare_parts(Config(config_dict=tiny_config("MF", data_path=pair.folder, **keys)))
+
+    def review(dataset, **manifest):
+        write_features(dataset.dataset_path, dataset.dataset_name, "review", both,
+                       np.ones((len(both), 2), np.float32), entity="user", fields=["review"], **manifest)
+        return user_modalities(dataset, ["review"])
+
+    train = parts().train
+    split = train.saved_split.digest()
+    with pytest.raises(DataError, match=r"tgt.review.npy: was made of reviews without a split, .*--split"):
+        review(train)
+    with pytest.raises(DataError, match="with another split"):
+        review(train, split_digest="0" * 64)
+    review(train, split_digest=split)
+    review(train.source)    # None of its rows is held out.
+    assert parts(test_user_ratio=0.5).train.saved_split.digest() != split
+    by_ratio = parts(split_protocol="ratio").train
+    with pytest.raises(DataError, match="without a split"):
+        review(by_ratio.source)
+    review(by_ratio.source, split_digest=by_ratio.saved_split.digest())

@@ -45,6 +45,11 @@ def test_converted_once(text, monkeypatch):
     opened(text)
 
 
+def test_blank_lines_are_passed_over(text):
+    text.write_text(HEADER + "a\t1 2\n\nb\t3 4\n \n")
+    np.testing.assert_array_equal(opened(text).matrix, [[1, 2], [3, 4]])
+
+
 def test_columns_in_the_other_order(text):
     text.write_text("emb:float_seq\titem_id:token\n1 2\tx\n3 4\ty\n")
     assert opened(text).tokens == ("x", "y")
@@ -96,7 +101,7 @@ def test_it_is_found_and_checked_by_the_command(text, capsys):
     (HEADER + "a\t1 2\nb\t1\n", "line 3: holds 1 numbers, the lines before it 2"),
     (HEADER + "a\t1 2\nb 1 2\n", "line 3: 'b 1 2"),
     (HEADER + "a\t1 2\nb\t\n", "line 3: "),
-    (HEADER + "a\t1 2\n\nb\t1 2\n", "line 3: "),
+    (HEADER + "a\t1 2\n\nb\t1\n", "line 4: holds 1 numbers"),
     (HEADER + "a\t1 2\nb\t1 two\n", "line 3: .*'two'"),
     (HEADER + "a\t1 2\nb\t1 nan\n", "toy.plot, line 3: holds NaN"),
     (HEADER + "a\t1 2\nb\t1 1e39\n", "line 3: holds .* too large"),
