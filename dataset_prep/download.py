@@ -13,15 +13,16 @@ import random
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dataset_prep.images import (
     MAX_BYTES,
+    MAX_PIXELS,
     ImageError,
-    check,
+    check_max_pixels,
     decode_image,
     image_files,
     image_name,
@@ -127,7 +128,8 @@ def addresses(data: str | Path, column: str) -> dict[str, str]:
 
 def download(data: str | Path, images: str | Path | None = None, column: str = "image_url",
              workers: int = 8, rate: float = 20.0, retries: int = 4, max_bytes: int = MAX_BYTES,
-             retry_failed: bool = False, backoff: float = 1.0, **guards) -> Report:
+             max_pixels: int = MAX_PIXELS, retry_failed: bool = False, backoff: float = 1.0,
+             **guards) -> Report:
     """Fetch the images of the items of ``data/NAME.item`` into ``images`` (``data/images``).
 
     Args:
@@ -135,7 +137,7 @@ def download(data: str | Path, images: str | Path | None = None, column: str = "
         workers: threads; ``rate``: requests a second of all of them together.
         retries: how often an address that may work later is asked again, after about ``backoff``,
             2, 4, ... times as many seconds, or as long as its server says.
-        max_bytes: the largest file accepted.
+        max_bytes, max_pixels: the largest file and image accepted.
         retry_failed: ask also the addresses that failed for good before.
         guards: what else `dataset_prep.web.Web` takes.
 
@@ -143,22 +145,15 @@ def download(data: str | Path, images: str | Path | None = None, column: str = "
         DataError: the items or the folder cannot be used, or no image could be had at all.
         ConfigError: an option out of its range.
     """
-    from filelock import FileLock, Timeout
-
     _check_options(workers, rate, retries, max_bytes)
+    check_max_pixels(max_pixels)
     wanted = addresses(data, column)
     folder = Path(images) if images else Path(data) / "images"
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(folder / ".lock", timeout=0):
-            for leftover in folder.glob(".*.tmp.*"):    # of a run that was killed
-                leftover.unlink()
-            failures = Failures(folder / FAILED, forget=retry_failed)
-            report, jobs = _plan(wanted, folder, failures)
-            _fetch_all(jobs, folder, report, failures, workers, retries, backoff,
-                       {"rate": rate, "max_bytes": max_bytes, **guards})
-    except Timeout as error:
-        raise DataError(f"{folder}: another run is fetching images into this folder") from error
+    with _alone_in(folder):
+        failures = Failures(folder / FAILED, forget=retry_failed)
+        report, jobs = _plan(wanted, folder, failures)
+        _fetch_all(jobs, folder, report, failures, workers, retries, backoff, max_pixels,
+                   {"rate": rate, "max_bytes": max_bytes, **guards})
     report.refuse_total_loss(folder)
     return report
 
@@ -169,6 +164,22 @@ def _check_options(workers: int, rate: float, retries: int, max_bytes: int) -> N
             raise ConfigError(f"--{name}: {value} is too small, use {least} or more")
     if not 0 < rate < float("inf"):
         raise ConfigError(f"--rate: {rate:g} is not a number of requests a second; use one above 0")
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """The folder, made if need be, locked, and without what a killed run left half written."""
+    from filelock import FileLock, Timeout
+
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = FileLock(folder / ".lock").acquire(timeout=0)
+    except Timeout as error:
+        raise DataError(f"{folder}: another run is fetching images into this folder") from error
+    with lock:
+        for leftover in folder.glob(".*.tmp.*"):
+            leftover.unlink()
+        yield
 
 
 def _plan(wanted: Mapping[str, str], folder: Path,
@@ -191,7 +202,7 @@ def _plan(wanted: Mapping[str, str], folder: Path,
 
 
 def _fetch_all(jobs: Mapping[str, list[str]], folder: Path, report: Report, failures: Failures,
-               workers: int, retries: int, backoff: float, options: Mapping) -> None:
+               workers: int, retries: int, backoff: float, max_pixels: int, options: Mapping) -> None:
     from tqdm import tqdm
 
     from dataset_prep.web import TryAgain, Web
@@ -201,7 +212,7 @@ def _fetch_all(jobs: Mapping[str, list[str]], folder: Path, report: Report, fail
     def fetch(url: str) -> tuple[str, ImageError | None]:
         try:
             content = _get(web, url, retries, backoff, stop)
-            _, suffix = decode_image(content, url)
+            suffix = decode_image(content, url, max_pixels)[1]    # The pixels are let go at once.
         except ImageError as error:
             return url, error
         for token in jobs[url]:
@@ -266,6 +277,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--rate", type=float, default=20.0, metavar="R", help="requests a second, all together")
     add("--retries", type=int, default=4, metavar="N", help="how often a busy server is asked again")
     add("--max-bytes", type=int, default=MAX_BYTES, metavar="N", help="the largest file accepted")
+    add("--max-pixels", type=int, default=MAX_PIXELS, metavar="N", help="the largest image accepted")
     add("--retry-failed", action="store_true", help="ask also the addresses that failed for good before")
 
 
@@ -276,10 +288,12 @@ def main(options: argparse.Namespace) -> None:
         ConfigError: neither --data nor --check; and what `download` and `check` raise.
     """
     if options.check is not None:
-        print(*check(options.check, options.data), sep="\n")
+        from dataset_prep.check_images import check
+
+        print(*check(options.check, options.data, options.max_bytes, options.max_pixels), sep="\n")
         return
     if options.data is None:
         raise ConfigError("prepare images: give --data=DIR/NAME to fetch, or --check=FOLDER to check")
     report = download(options.data, options.images, options.column, options.workers, options.rate,
-                      options.retries, options.max_bytes, options.retry_failed)
+                      options.retries, options.max_bytes, options.max_pixels, options.retry_failed)
     print(*report.lines(), sep="\n")

@@ -6,22 +6,27 @@ An image is named by its item's token: ``<token, percent-encoded>.<jpg|jpeg|png|
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 
 from dataset_prep.skips import Skips
-from recbole_mmdiff.errors import DataError
+from recbole_mmdiff.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from PIL import Image
 
 MAX_BYTES = 32 << 20
 MAX_PIXELS = 50_000_000
+MOST_PIXELS = 89_478_485    # Pillow itself warns of larger images
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif")
-_SHOWN = 5    # tokens named in a report
+#: Bytes of the blocks that Pillow takes. Those of its own size, 16 MiB, malloc keeps for the thread that
+#: freed them, so that every thread would hold its largest image for good; it gives back larger ones.
+_BLOCK = 64 << 20
 #: Pillow's formats and the suffixes that they are stored with. MPO is what Pillow calls a jpeg with
 #: further pictures behind the first one, as cameras write them.
 _FORMATS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif"}
@@ -44,6 +49,12 @@ class ImageError(DataError):
         return self.args[1]
 
 
+def check_max_pixels(max_pixels: int) -> None:
+    """Raise ConfigError for a limit of pixels that cannot be used."""
+    if not 1 <= max_pixels <= MOST_PIXELS:
+        raise ConfigError(f"--max-pixels: {max_pixels} is not a number from 1 to {MOST_PIXELS}")
+
+
 def image_name(token: str, suffix: str) -> str:
     """The file name of an item's image; ``suffix`` without its dot."""
     # A leading dot would hide the file.
@@ -54,8 +65,8 @@ def image_name(token: str, suffix: str) -> str:
 def image_files(folder: str | Path, skips: Skips | None = None) -> dict[str, Path]:
     """The images in ``folder`` (not below it) by item token, sorted by token; none is opened.
 
-    Files with other suffixes are ignored, and counted in ``skips`` when it is given; hidden files
-    and folders are ignored.
+    Ignored, and counted in ``skips`` when it is given, are files with other suffixes, and what is
+    named as an image but is no file, such as a link to what is gone. Whatever is hidden is ignored.
 
     Raises:
         DataError: no such folder, two files for one token, or a name that is not percent-encoded
@@ -66,11 +77,13 @@ def image_files(folder: str | Path, skips: Skips | None = None) -> dict[str, Pat
         raise DataError(f"{folder}: there is no such folder of images")
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or not path.is_file():
+        if path.name.startswith("."):
             continue
-        if path.suffix.lower() not in SUFFIXES:
-            if skips is not None:
-                skips.add(f"files that are not {', '.join(SUFFIXES)}", where=path.name)
+        named, is_file = path.suffix.lower() in SUFFIXES, path.is_file()
+        if not (named and is_file):
+            if skips is not None and (named or is_file):
+                skips.add("named as images, but folders or links to what is gone" if named else
+                          f"files that are not {', '.join(SUFFIXES)}", where=path.name)
             continue
         token = _token_of(path)
         if token in found:
@@ -115,7 +128,9 @@ def decode_image(content: bytes, where: str | Path,
     """The first frame of a jpeg, png, webp or gif as RGB, and the suffix of its format.
 
     The orientation that a camera noted is applied; transparency is laid on white; 16 bits become
-    8. The size is checked before anything is decoded.
+    8. The size is checked before anything is decoded. Threads that decode at the same time wait for
+    each other so that their images have no more than `MAX_PIXELS` together (about 20 bytes each at
+    worst); a larger one is decoded alone.
 
     Raises:
         ImageError: empty, of another format, broken anywhere, or of more than ``max_pixels``.
@@ -124,14 +139,18 @@ def decode_image(content: bytes, where: str | Path,
 
     if not content:
         raise ImageError(where, "is empty", "")
+    Image.core.set_block_size(_BLOCK)
     bombs = (Image.DecompressionBombError, Image.DecompressionBombWarning)
     try:
         image = Image.open(io.BytesIO(content), formats=("JPEG", "PNG", "WEBP", "GIF"))
-        if image.width * image.height > max_pixels:
+        pixels = image.width * image.height
+        if pixels > max_pixels:
             raise ImageError(where, "has too many pixels",
                              f"{image.width} x {image.height}, {max_pixels:,} are accepted")
-        image.load()
-        return _rgb(_upright(image)), _FORMATS[image.format]
+        with _ROOM.taken(pixels):
+            image.load()
+            _turn_upright(image)
+            return _rgb(image), _FORMATS[image.format]
     except ImageError:
         raise
     except bombs as error:
@@ -143,13 +162,36 @@ def decode_image(content: bytes, where: str | Path,
         raise ImageError(where, "is truncated or corrupt", str(error)) from error
 
 
-def _upright(image: Image.Image) -> Image.Image:
+class _Room:
+    """Room for so many pixels, of all threads together."""
+
+    def __init__(self, size: int) -> None:
+        self._size, self._free, self._changed = size, size, threading.Condition()
+
+    @contextmanager
+    def taken(self, pixels: int) -> Iterator[None]:
+        """Wait until there is room, and take it; all of it if more is asked for."""
+        pixels = min(pixels, self._size)
+        with self._changed:
+            self._changed.wait_for(lambda: self._free >= pixels)
+            self._free -= pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += pixels
+                self._changed.notify_all()
+
+
+_ROOM = _Room(MAX_PIXELS)
+
+
+def _turn_upright(image: Image.Image) -> None:
     from PIL import ImageOps
 
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:    # Damaged notes beside the picture are no reason to lose the picture.
-        return image
+    # Damaged notes beside the picture are no reason to lose the picture.
+    with suppress(Exception):
+        ImageOps.exif_transpose(image, in_place=True)
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -158,64 +200,17 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):    # convert() would clip 16 bits to the lowest 8.
         image = image.point(lambda value: value / 256, "L")
         image.info.pop("transparency", None)    # one of the 65,536 greys, which no longer exists
-    if image.has_transparency_data:
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    if image.mode not in ("LA", "RGBA"):
         image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
-
-
-def check_images(files: Mapping[str, Path]) -> Skips:
-    """Decode every image; the broken ones are counted by reason. Shows its progress."""
-    from tqdm import tqdm
-
-    def fault(path: Path) -> ImageError | None:
-        try:
-            open_image(path)
-        except ImageError as error:
-            return error
-        return None
-
-    broken = Skips()
-    with ThreadPoolExecutor() as pool:    # Decoders release the interpreter's lock.
-        for error in tqdm(pool.map(fault, files.values()), total=len(files), unit="image"):
-            if error is not None:
-                broken.add(f"an image {error.reason}", where=str(error))
-    return broken
+    white = Image.new("RGB", image.size, "white")
+    white.paste(image, mask=image)
+    return white
 
 
 def item_path(data: str | Path) -> Path:
-    """``NAME.item`` of the data set whose folder is ``data``; NAME is the folder's name."""
-    folder = Path(data).resolve()
+    """``NAME.item`` of the data set whose folder is ``data``; NAME is the folder's name, or that of
+    the link to it."""
+    folder = Path(os.path.abspath(data))
     return folder / f"{folder.name}.item"
-
-
-def check(folder: str | Path, data: str | Path | None = None) -> list[str]:
-    """Decode every image of a folder; with ``data``, compare them with the items of ``NAME.item``.
-
-    Returns:
-        the lines of a report.
-
-    Raises:
-        DataError: the folder or the items cannot be used.
-    """
-    skips = Skips()
-    files = image_files(folder, skips)
-    broken = check_images(files)
-    lines = [f"{folder}: {len(files):,} images, {len(files) - broken.total:,} decode"]
-    lines += [f"broken: {line.removeprefix('left out ')}" for line in broken.lines()]
-    lines += [f"ignored: {line.removeprefix('left out ')}" for line in skips.lines()]
-    if data is not None:
-        from recbole_mmdiff.data.atomic import read_atomic
-
-        items = dict.fromkeys(read_atomic(item_path(data), {"item_id"}, {"item_id"})["item_id"])
-        without = [token for token in items if token not in files]
-        strangers = [token for token in files if token not in items]
-        lines.append(f"items with an image: {len(items) - len(without):,} of {len(items):,}"
-                     f"{_first(without, 'first without')}")
-        lines.append(f"images without an item: {len(strangers):,}{_first(strangers, 'first')}")
-    return lines
-
-
-def _first(tokens: list[str], what: str) -> str:
-    return f"; {what}: {', '.join(tokens[:_SHOWN])}" if tokens else ""

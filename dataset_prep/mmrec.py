@@ -8,119 +8,124 @@ x_label (0 train, 1 valid, 2 test); ``split_protocol: benchmark`` reads it from 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 
-from dataset_prep.output import record_path, write_dataset
+from dataset_prep.output import checked_name, is_made, read_record, start_dataset, write_dataset
+from dataset_prep.presets import PRESETS
 from dataset_prep.skips import Skips
-from recbole_mmdiff.data.features import write_features
+from recbole_mmdiff.data.features import check_finite, feature_path, write_features
 from recbole_mmdiff.errors import DataError, one_of
 from recbole_mmdiff.files import sha256
 
 TOKENS = ("ids", "asin")
-#: users, items and interactions in Table 1 of the CCDRec paper
-PUBLISHED = {"baby": (19_445, 7_050, 160_792), "sports": (35_598, 18_357, 296_337),
-             "clothing": (39_387, 23_033, 237_488)}
 _COLUMNS = {"userID": "user_id:token", "itemID": "item_id:token", "rating": "rating:float",
             "timestamp": "timestamp:float", "x_label": "x_label:float"}
 _REQUIRED = ("userID", "itemID", "x_label")
 _SUFFIX = "_feat.npy"
+_USER_NAMES, _ITEM_NAMES = "u_id_mapping.csv", "i_id_mapping.csv"
 
 
 @dataclass(frozen=True)
 class Imported:
-    """What an import wrote: the folder; users, items and rows of each part; modality -> (rows, dim);
-    and what it left out."""
+    """An imported data set: its folder, its record, and whether it was there already."""
 
     folder: Path
-    users: int
-    items: int
-    parts: tuple[int, int, int]
-    features: dict[str, tuple[int, int]]
-    skips: Skips
-
-    @property
-    def interactions(self) -> int:
-        """Rows of all parts."""
-        return sum(self.parts)
+    record: Mapping[str, Any]
+    there: bool = False
 
     def lines(self) -> list[str]:
         """The statistics for people."""
-        train, valid, test = self.parts
-        sparsity = 1 - self.interactions / (self.users * self.items)
-        lines = [f"{self.folder}: {self.users:,} users, {self.items:,} items, {self.interactions:,} "
-                 f"interactions (train {train:,}, valid {valid:,}, test {test:,}), sparsity {sparsity:.2%}"]
-        for name, (rows, dim) in self.features.items():
-            lines.append(f"feature {name}: {rows:,} items x {dim:,}; {rows - self.items:,} of them have "
-                         f"no interactions")
-        if not self.features:
+        counts, parts = self.record["counts"], self.record["parts"]
+        users, items, ratings = (counts[name] for name in ("users", "items", "ratings"))
+        split = ", ".join(f"{name} {rows:,}" for name, rows in parts.items())
+        lines = [f"{self.folder}: there already, made of the same files"] * self.there
+        lines.append(f"{self.folder}: {users:,} users, {items:,} items, {ratings:,} interactions ({split}), "
+                     f"sparsity {1 - ratings / (users * items):.2%}")
+        for name, rows in self.record["features"].items():
+            lines.append(f"feature {name}: {rows:,} items x {self.record['dims'][name]:,}; "
+                         f"{rows - items:,} of them have no interactions")
+        if not self.record["features"]:
             lines.append(f"warning: there is no <modality>{_SUFFIX}; multimodal models cannot use this data")
-        return lines + self.skips.lines()
+        return lines + [f"left out {entry['count']:,}: {reason} (first: {entry['first']})"
+                        for reason, entry in self.record["left_out"].items()]
 
 
-def import_mmrec(folder: str | Path, name: str, output: str | Path = "dataset",
-                 new_name: str | None = None, tokens: str = "ids") -> Imported:
+def import_mmrec(folder: str | Path, name: str, output: str | Path = "dataset", new_name: str | None = None,
+                 tokens: str = "ids", overwrite: bool = False) -> Imported:
     """Write ``output/NAME`` out of MMRec's files in ``folder``; NAME is ``new_name`` or ``name``.
 
     ``tokens``: ``ids`` keeps MMRec's numbers as tokens; ``asin`` takes the original ones from
     i_id_mapping.csv and, if it is there, u_id_mapping.csv. Of lines with the same user and item the
     first is kept. Features are stored as float32 (float16 stays) in MMRec's row order, items
-    without interactions included.
+    without interactions included. Nothing is written if the same data set is there already, and
+    nothing is touched before all files have been read and checked.
 
     Raises:
-        DataError: names the file and the line, row or token of the first fault.
+        ConfigError: an option that is not known, or a name that cannot be used.
+        DataError: another data set is there and ``overwrite`` is not given; or it names the file
+            and the line, row or token of the first fault.
     """
     one_of("--tokens", tokens, TOKENS)
-    folder, new_name = Path(folder), new_name or name
-    if new_name != Path(new_name).name:
-        raise DataError(f"{new_name!r} is not a usable name of a data set; it must be a plain file name")
-    source, target = folder / f"{name}.inter", Path(output) / new_name
-    if source.resolve() == (target / f"{new_name}.inter").resolve():
+    named = ("--name", name) if new_name is None else ("--as", new_name)
+    source, target = Path(folder) / f"{name}.inter", Path(output) / checked_name(named[1], named[0])
+    if source.resolve() == (target / f"{target.name}.inter").resolve():
         raise DataError(f"{source}: would be overwritten; choose another --output or name it --as=NAME")
+    files = _inputs(source, tokens)
+    recipe = {"source": "MMRec", "tokens": tokens, "inputs": {path.name: sha256(path) for path in files}}
+    if is_made(target, recipe, overwrite):
+        return Imported(target, read_record(target), there=True)
     skips = Skips()
     inter = _first_of_pairs(_read_inter(source), source, skips)
-    features = {path.name.removesuffix(_SUFFIX): _map_feature(path, inter["itemID"].max(), source)
-                for path in sorted(folder.glob(f"*{_SUFFIX}"))}
-    users, items = _Names(folder / "u_id_mapping.csv"), _Names(folder / "i_id_mapping.csv")
+    users = _Names(source.with_name(_USER_NAMES), "userID", files)
+    items = _Names(source.with_name(_ITEM_NAMES), "itemID", files)
+    features = {path.name.removesuffix(_SUFFIX): _read_feature(path, items, inter["itemID"].max(), source)
+                for path in files if path.name.endswith(_SUFFIX)}
+    for modality in features:
+        feature_path(target, target.name, modality, "npy")    # Refuses what is no name.
+    table = inter.with_columns(userID=users.of(inter["userID"]), itemID=items.of(inter["itemID"]))
+    _write(target, table, features, {"recipe": recipe, **_counts(inter), "left_out": skips.as_dict()})
+    return Imported(target, read_record(target))
+
+
+def _inputs(source: Path, tokens: str) -> list[Path]:
+    """The files that an import reads."""
+    files = [source, *sorted(source.parent.glob(f"*{_SUFFIX}"))]
     if tokens == "asin":
-        items.read("itemID")
-        if users.path.is_file():
-            users.read("userID")
-    rows = {modality: items.of(pl.int_range(len(matrix), eager=True)).to_list()
-            for modality, matrix in features.items()}
-    named = inter.with_columns(userID=users.of(inter["userID"]), itemID=items.of(inter["itemID"]))
+        users = source.with_name(_USER_NAMES)
+        files += [source.with_name(_ITEM_NAMES)] + [users] * users.is_file()
+    for path in files:
+        if not path.is_file():
+            raise DataError(f"{path}: there is no such file")
+    return files
+
+
+def _counts(inter: pl.DataFrame) -> dict[str, Any]:
     parts = np.bincount(inter["x_label"].to_numpy(), minlength=3).tolist()
-    done = Imported(target, inter["userID"].n_unique(), inter["itemID"].n_unique(), tuple(parts),
-                    {modality: matrix.shape for modality, matrix in features.items()}, skips)
-    _write(done, named, features, rows, source, tokens)
-    return done
+    return {"counts": {"users": inter["userID"].n_unique(), "items": inter["itemID"].n_unique(),
+                       "ratings": inter.height},
+            "parts": dict(zip(("train", "valid", "test"), parts, strict=True))}
 
 
-def _write(done: Imported, inter: pl.DataFrame, features: dict[str, np.ndarray],
-           rows: dict[str, list[str]], source: Path, tokens: str) -> None:
-    record_path(done.folder).unlink(missing_ok=True)    # Without its record the folder is unfinished.
-    inputs = {source.name: sha256(source)}
-    for modality, matrix in features.items():
-        file = f"{modality}{_SUFFIX}"
-        inputs[file] = sha256(source.with_name(file))
-        with np.errstate(over="ignore"):    # What does not fit becomes Inf, which is refused by name.
-            matrix = matrix if matrix.dtype == np.float16 else matrix.astype(np.float32, copy=False)
-        write_features(done.folder, done.folder.name, modality, rows[modality], matrix,
-                       encoder="not stated by MMRec", source=file)
+def _write(target: Path, inter: pl.DataFrame, features: Mapping[str, tuple[list[str], np.ndarray]],
+           record: Mapping[str, Any]) -> None:
+    record = {**record, "features": {modality: len(rows) for modality, (rows, _) in features.items()},
+              "dims": {modality: matrix.shape[1] for modality, (_, matrix) in features.items()}}
+    start_dataset(target, record)
+    for modality, (rows, matrix) in features.items():
+        write_features(target, target.name, modality, rows, matrix, encoder="not stated by MMRec",
+                       source=f"{modality}{_SUFFIX}")
     table = inter.rename({name: _COLUMNS[name] for name in inter.columns})
-    write_dataset(done.folder, {"inter": table}, {
-        "source": "MMRec", "inputs": inputs, "tokens": tokens, "users": done.users,
-        "items": done.items, "parts": dict(zip(("train", "valid", "test"), done.parts, strict=True)),
-        "left_out": done.skips.as_dict()})
+    write_dataset(target, {"inter": table}, record, started=True)
 
 
 def _read_table(path: Path) -> pl.DataFrame:
     """A tab-separated file with a header, every cell as text."""
-    if not path.is_file():
-        raise DataError(f"{path}: there is no such file")
     try:
         return pl.read_csv(path, separator="\t", quote_char=None, infer_schema=False)
     except (pl.exceptions.PolarsError, UnicodeDecodeError) as error:
@@ -175,44 +180,53 @@ def _first_of_pairs(inter: pl.DataFrame, path: Path, skips: Skips) -> pl.DataFra
     return inter.filter(first)
 
 
-def _map_feature(path: Path, largest: int, source: Path) -> np.ndarray:
-    """The matrix of a feature, memory-mapped, with a row for every item up to ``largest``."""
+def _read_feature(path: Path, items: _Names, largest: int, source: Path) -> tuple[list[str], np.ndarray]:
+    """The tokens and the finite matrix of a feature with a row for every item up to ``largest``;
+    memory-mapped unless it must be converted."""
+    # The map_matrix of the feature store refuses the float64 of MMRec. This one does not unpickle either.
     try:
-        matrix = np.lib.format.open_memmap(path, mode="r")    # This one never unpickles.
-    except (ValueError, OSError) as error:
+        matrix = np.lib.format.open_memmap(path, mode="r")
+    except (ValueError, TypeError, OSError, OverflowError) as error:
         raise DataError(f"{path}: not a complete .npy matrix ({error}); pickled files are never read: save "
                         f"a plain array of floats with numpy.save") from error
-    if matrix.ndim != 2 or matrix.dtype.kind != "f":
+    if matrix.ndim != 2 or 0 in matrix.shape or matrix.dtype.kind != "f":
         raise DataError(f"{path}: holds {matrix.dtype} of shape {matrix.shape}; floats of shape (items, "
                         f"dim) are accepted")
     if len(matrix) <= largest:
         raise DataError(f"{path}: has {len(matrix):,} rows, but {source.name} has the itemID {largest}; "
                         f"row i must belong to itemID i")
-    return matrix
+    if matrix.dtype != np.float16:
+        with np.errstate(over="ignore"):    # What does not fit becomes Inf, which is refused by name.
+            matrix = matrix.astype(np.float32, copy=False)
+    rows = items.of(pl.int_range(len(matrix), eager=True)).to_list()
+    check_finite(matrix, rows, path)
+    return rows, matrix
 
 
 class _Names:
-    """The tokens of ids: the ids themselves until a mapping is read."""
+    """The tokens of ids, from the mapping file ``path`` if it is one of ``files``, else the ids themselves.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._known: dict[int, str] | None = None
+    The file has one column of ids, ``column``, and one of names.
+    """
 
-    def read(self, column: str) -> None:
-        """Take the names from the mapping: one column of ids, ``column``, and one of names."""
-        table = _read_table(self.path)
+    def __init__(self, path: Path, column: str, files: list[Path]) -> None:
+        self._path = path
+        self._known = self._read(column) if path in files else None
+
+    def _read(self, column: str) -> dict[int, str]:
+        table = _read_table(self._path)
         others = [name for name in table.columns if name != column]
         if len(others) != 1 or column not in table.columns:
-            raise DataError(f"{self.path}, line 1: the columns are {table.columns}; {column!r} and one of "
+            raise DataError(f"{self._path}, line 1: the columns are {table.columns}; {column!r} and one of "
                             f"original names are expected")
         ids, names = table[column].cast(pl.Int64, strict=False), table[others[0]]
         for values, what in ((ids, column), (names, others[0])):
-            bad = values.is_null() | ~values.is_first_distinct()
+            bad = values.is_null() | ~values.is_first_distinct() | table[what].str.contains("\r")
             if bad.any():
                 row = bad.arg_max()
-                raise DataError(f"{self.path}, line {row + 2}: {what} is {table[what][row]!r}, which is "
-                                f"empty, not whole, or stands on an earlier line")
-        self._known = dict(zip(ids, names, strict=True))
+                raise DataError(f"{self._path}, line {row + 2}: {what} is {table[what][row]!r}, which is "
+                                f"empty, not whole, breaks its line, or stands on an earlier line")
+        return dict(zip(ids, names, strict=True))
 
     def of(self, ids: pl.Series) -> pl.Series:
         """The token of every id."""
@@ -220,7 +234,7 @@ class _Names:
             return ids.cast(pl.String)
         names = ids.replace_strict(self._known, default=None, return_dtype=pl.String)
         if names.null_count():
-            raise DataError(f"{self.path}: has no name for {names.null_count():,} ids, first "
+            raise DataError(f"{self._path}: has no name for {names.null_count():,} ids, first "
                             f"{ids.filter(names.is_null())[0]}; use --tokens=ids")
         return names
 
@@ -233,17 +247,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--output", default="dataset", metavar="DIR", help="data path; the files go to DIR/NAME")
     add("--as", dest="new_name", metavar="NAME", help="our name of the data set, if it is another")
     add("--tokens", default="ids", help="ids (MMRec's numbers) or asin (from i_id_mapping.csv)")
+    add("--overwrite", action="store_true", help="replace the data set of other files that is there")
 
 
 def main(options: argparse.Namespace) -> None:
     """Import, and print the statistics beside the published ones."""
-    done = import_mmrec(options.folder, options.name, options.output, options.new_name, options.tokens)
+    done = import_mmrec(options.folder, options.name, options.output, options.new_name, options.tokens,
+                        options.overwrite)
     print(*done.lines(), sep="\n")
-    published = PUBLISHED.get(options.name)
-    if published is not None:
-        same = published == (done.users, done.items, done.interactions)
-        print("Table 1 of CCDRec: {:,} users, {:,} items, {:,} interactions{}".format(
-            *published, ", the same" if same else ", which differs"))
+    preset = PRESETS.get(f"ccdrec-{options.name}")
+    if preset is not None:
+        counts, paper = done.record["counts"], preset.domains[0].published
+        same = all(paper[what] == count for what, count in counts.items())
+        print(f"{preset.table}: {', '.join(f'{paper[what]:,} {what}' for what in counts)}"
+              f"{', the same' if same else ', which differs'}")
     # Without the ratings every interaction counts as positive, as in MMRec.
-    print(f"train on it with --dataset={done.folder.name} --data_path={options.output} "
+    print(f"ranking models train on it with --dataset={done.folder.name} --data_path={options.output} "
           f"--split_protocol=benchmark '--load_col={{inter: [user_id, item_id, x_label]}}'")

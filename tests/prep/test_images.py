@@ -4,8 +4,13 @@ import io
 import os
 import pickle
 import struct
+import subprocess
+import sys
+import threading
+import time
 import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import quote
 
@@ -13,12 +18,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataset_prep.images import ImageError, check, decode_image, image_files, image_name, open_image
+from dataset_prep import images
+from dataset_prep.check_images import check
+from dataset_prep.images import ImageError, decode_image, image_files, image_name, item_path, open_image
 from dataset_prep.skips import Skips
 from recbole_mmdiff.cli import main
 from recbole_mmdiff.errors import DataError
 
-POSTERS = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "ml1m-posters"
+ROOT = Path(__file__).resolve().parents[2]
+POSTERS = ROOT.parent / "shared" / "data" / "ml1m-posters"
 
 
 def encoded(image, kind, **options):
@@ -144,6 +152,60 @@ def test_limits_are_of_bytes_and_pixels(tmp_path):
         open_image(path, max_pixels=1199)
 
 
+def test_images_decoded_at_the_same_time_share_the_room(monkeypatch):
+    """Images of 1,200 pixels, room for 2,500: two at a time; one of more than the room, alone."""
+    held, most, lock = set(), [], threading.Lock()
+    true = images._rgb
+
+    def watched(image):
+        with lock:
+            held.add(id(image))
+            most.append((image.width * image.height, len(held)))
+        time.sleep(0.02)
+        with lock:
+            held.remove(id(image))
+        return true(image)
+
+    monkeypatch.setattr(images, "_ROOM", images._Room(2500))
+    monkeypatch.setattr(images, "_rgb", watched)
+    small = encoded(Image.fromarray(NOISE), "PNG")
+    large = encoded(Image.new("RGB", (60, 50)), "PNG")
+    with ThreadPoolExecutor(8) as pool:
+        assert len(list(pool.map(pixels, [small] * 8 + [large] * 2 + [small] * 8))) == 18
+    assert max(count for size, count in most if size == 1200) == 2
+    assert [count for size, count in most if size == 3000] == [1, 1]
+
+
+def test_room_is_given_back_by_what_does_not_decode(monkeypatch):
+    monkeypatch.setattr(images, "_ROOM", images._Room(1200))
+    for _ in range(3):
+        with pytest.raises(ImageError, match="truncated"):
+            pixels(encoded(Image.fromarray(NOISE), "PNG")[:300])
+    assert pixels(encoded(Image.fromarray(NOISE), "PNG")).shape == (40, 30, 3)
+
+
+PEAK = """
+import resource, sys
+from dataset_prep.check_images import check
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(check(sys.argv[1])[0])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the peak has other units")
+def test_small_files_of_many_pixels_do_not_fill_the_memory(tmp_path):
+    """95 KB, 49 million pixels, a plain and a transparent channel: four of them, one after another."""
+    content = encoded(Image.new("LA", (7000, 7000)), "PNG")
+    for k in range(4):
+        (tmp_path / f"{k}.png").write_bytes(content)
+    run = subprocess.run([sys.executable, "-c", PEAK, tmp_path], cwd=ROOT, capture_output=True, text=True,
+                         check=True)
+    report, kilobytes = run.stdout.splitlines()
+    assert report.endswith("4 images, 4 decode")
+    assert int(kilobytes) < 600 * 1024    # twice 4 bytes for each of 49 million, and some
+
+
 def test_every_damaged_byte_is_an_image_or_an_image_error():
     draw = np.random.default_rng(0)
     for kind in ("JPEG", "PNG", "WEBP", "GIF"):
@@ -178,12 +240,15 @@ def test_names_are_found_back(tmp_path):
 def test_other_files_are_counted(tmp_path):
     for name in ("b.JPG", "a.webp", "notes.txt", "failed.jsonl", ".lock", ".a.0123.tmp.png"):
         (tmp_path / name).write_bytes(b"x")
-    (tmp_path / "folder.jpg").mkdir()
+    for name in ("folder.jpg", "folder", ".hidden.jpg"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere.png")
     skips = Skips()
     found = image_files(tmp_path, skips)
     assert {token: path.name for token, path in found.items()} == {"a": "a.webp", "b": "b.JPG"}
-    (entry,) = skips.as_dict().values()
-    assert entry == {"count": 2, "first": "failed.jsonl"}
+    assert skips.as_dict() == {
+        "files that are not .jpg, .jpeg, .png, .webp, .gif": {"count": 2, "first": "failed.jsonl"},
+        "named as images, but folders or links to what is gone": {"count": 2, "first": "folder.jpg"}}
 
 
 def test_two_images_of_one_item_are_refused(tmp_path):
@@ -205,20 +270,38 @@ def test_report_of_a_folder(tmp_path, capsys):
     data = tmp_path / "toy"
     data.mkdir()
     (data / "toy.item").write_text("item_id:token\na\nb\nc/d\n", encoding="utf-8")
-    images = tmp_path / "images"
-    images.mkdir()
+    folder = tmp_path / "images"
+    folder.mkdir()
     good = encoded(Image.fromarray(NOISE), "PNG")
     for name, content in (("a.png", good), ("c%2Fd.jpg", good[:300]), ("z.png", bomb()),
                           ("readme.txt", b"")):
-        (images / name).write_bytes(content)
-    assert main(["prepare", "images", f"--check={images}", f"--data={data}"]) == 0
+        (folder / name).write_bytes(content)
+    (folder / "b.png").symlink_to(folder / "gone.png")
+    words = ["prepare", "images", f"--check={folder}", f"--data={data}"]
+    assert main(words) == 0
     out = capsys.readouterr().out
     assert "3 images, 1 decode" in out
     assert "1: an image is truncated or corrupt" in out and "c%2Fd.jpg" in out
     assert "1: an image has too many pixels" in out
     assert "ignored: 1: files that are not" in out
-    assert "items with an image: 2 of 3; first without: b" in out
+    assert "ignored: 1: named as images" in out and "(first: b.png)" in out
+    assert "items with an image that decodes: 1 of 3; first without: b, c/d" in out
     assert "images without an item: 1; first: z" in out
+    assert main([*words, "--max-pixels=1199"]) == 0
+    out = capsys.readouterr().out
+    assert "3: an image has too many pixels" in out and "decodes: 0 of 3; first without: a, b, c/d" in out
+    for number in (0, 89_478_486):
+        assert main([*words, f"--max-pixels={number}"]) == 2
+        assert f"--max-pixels: {number}" in capsys.readouterr().err
+
+
+def test_the_items_have_the_name_that_was_given(tmp_path, monkeypatch):
+    real, link = tmp_path / "real", tmp_path / "link"
+    real.mkdir()
+    link.symlink_to(real, target_is_directory=True)
+    assert item_path(link) == link / "link.item"
+    monkeypatch.chdir(real)
+    assert item_path(".") == real / "real.item"
 
 
 def test_real_posters_open():
