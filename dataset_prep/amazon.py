@@ -12,12 +12,14 @@ import polars as pl
 
 from dataset_prep.editions import EDITIONS, find_metadata, find_reviews
 from dataset_prep.filters import DUPLICATES, REQUIRABLE, Filters
-from dataset_prep.output import read_record, record_path
-from dataset_prep.pipeline import Source, is_made, prepare
+from dataset_prep.output import checked_name, is_made, read_record, record_path
+from dataset_prep.pipeline import Source, prepare, recipe
 from dataset_prep.presets import PRESETS, Domain, Preset
 from dataset_prep.raw import MAX_BAD
 from recbole_mmdiff.errors import ConfigError, DataError, one_of
 from recbole_mmdiff.files import write_json
+
+Job = tuple[list[Source], Filters]      # the data sets that are made together
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -92,9 +94,8 @@ def _sources(options: argparse.Namespace) -> list[Source]:
         if (values is not None or option == "name") and len(values or ()) != len(files):
             raise ConfigError(f"--{option}: {len(values or ())} given for {len(files)} files of ratings; "
                               "give one for each")
-    bad = [name for name in options.name if Path(name).name != name or name.startswith(".")]
-    if bad or len(set(options.name)) < len(options.name):
-        raise ConfigError(f"--name: {(bad or options.name)[0]!r} is no name of a folder, or stands twice")
+    if len({checked_name(name, "--name") for name in options.name}) < len(files):
+        raise ConfigError(f"--name: {' '.join(options.name)} has a name twice; give each data set its own")
     _check_pair(options, len(files))
     absent = [path for path in (*files, *(options.meta or ())) if not path.is_file()]
     if absent:
@@ -124,16 +125,15 @@ def _prepare_preset(options: argparse.Namespace) -> None:
     _make(_joined(jobs) if filters.common_users else jobs, options, preset.texts or options.reviews_text)
     rows = list(_comparison(preset, options.output))
     table = _table((preset.table, "ours", "paper", "difference"), map(_cells, rows))
-    print(f"\n{table}\n{preset.note}")
+    own = filters in (preset.filters, replace(preset.filters, first_core=preset.core))
+    other = "" if own else "Made with other filters than the preset's own, of which this note speaks: "
+    print(f"\n{table}\n{other}{preset.note}")
     for domain in preset.domains:
         folder = options.output / domain.name
         record = read_record(folder)
         record["presets"] = record.get("presets", {}) | {options.preset: {
-            "table": preset.table, "note": preset.note, "comparison": rows}}
+            "table": preset.table, "own_filters": own, "note": preset.note, "comparison": rows}}
         write_json(record, record_path(folder))
-
-
-Job = tuple[list[Source], Filters]
 
 
 def _job(domain: Domain, preset: Preset, filters: Filters, options: argparse.Namespace) -> Job:
@@ -155,12 +155,18 @@ def _joined(jobs: Sequence[Job]) -> list[Job]:
              replace(jobs[0][1], first_core=first_core))]
 
 
-def _make(jobs: Iterable[Job], options: argparse.Namespace, texts: bool) -> None:
-    """Prepare each job unless the same data sets are there, and print how."""
+def _make(jobs: Sequence[Job], options: argparse.Namespace, texts: bool) -> None:
+    """Prepare each job unless its data sets are there, made from these very files, and print how.
+
+    Data sets of others are refused before any work is done.
+    """
     if not 0 <= options.max_bad < 1:
         raise ConfigError(f"--max-bad: {options.max_bad} is not a share from 0 to below 1")
-    for sources, filters in jobs:
-        if is_made(sources, filters, options.output, texts, options.overwrite):
+    recipes = [recipe(sources, filters, texts, options.max_bad) for sources, filters in jobs]
+    made = [[is_made(options.output / source.name, decided, options.overwrite) for source in sources]
+            for (sources, _), decided in zip(jobs, recipes, strict=True)]
+    for (sources, filters), there in zip(jobs, made, strict=True):
+        if all(there):
             names = ", ".join(str(options.output / source.name) for source in sources)
             print(f"{names}: there already, made from the same files by the same filters")
             continue
@@ -174,6 +180,8 @@ def _summary(folder: Path, record: Mapping[str, Any]) -> str:
     for raw in record["raw"]:
         left_out = sum(reason["count"] for reason in raw["left_out"].values())
         lines.append(f"  {raw['name']}: {raw['lines']:,} lines, {left_out:,} left out")
+        if raw["not_needed"]:
+            lines.append(f"    {raw['not_needed']:,} lines of items not needed were not parsed")
         lines += [f"    {reason['count']:,} {name} (first: {reason['first']})"
                   for name, reason in raw["left_out"].items()]
     lines += [f"  {what}: {count:,}" for what, count in record["mended"].items()]
@@ -185,11 +193,15 @@ def _summary(folder: Path, record: Mapping[str, Any]) -> str:
 
 
 def _comparison(preset: Preset, output: Path) -> Iterable[dict[str, Any]]:
-    """What, ours, the paper's, and the difference as a share of the paper's."""
+    """What, ours, the paper's, and the difference: a share of the paper's count, or between sparsities."""
     for domain in preset.domains:
         counts = read_record(output / domain.name)["counts"]
         for what, paper in domain.published.items():
             yield _compared(f"{domain.name} {what}", counts[what], paper)
+        if domain.sparsity is not None:
+            sparsity = 1 - counts["ratings"] / (counts["users"] * counts["items"])
+            yield {"what": f"{domain.name} sparsity", "ours": sparsity, "paper": domain.sparsity,
+                   "difference": sparsity - domain.sparsity}
     if preset.overlap is not None:
         users = [_users(output / domain.name) for domain in preset.domains]
         yield _compared("users in both", len(set.intersection(*users)), preset.overlap)
@@ -197,8 +209,8 @@ def _comparison(preset: Preset, output: Path) -> Iterable[dict[str, Any]]:
 
 def _users(folder: Path) -> set[str]:
     column = "user_id:token"
-    return set(pl.read_csv(folder / f"{folder.name}.inter", separator="\t", quote_char=None, columns=[column],
-                           schema_overrides={column: pl.String})[column].unique())
+    return set(pl.read_csv(folder / f"{folder.name}.inter", separator="\t", quote_char=None, glob=False,
+                           columns=[column], schema_overrides={column: pl.String})[column].unique())
 
 
 def _compared(what: str, ours: int, paper: int) -> dict[str, Any]:
@@ -206,6 +218,8 @@ def _compared(what: str, ours: int, paper: int) -> dict[str, Any]:
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:
+    if isinstance(row["paper"], float):
+        return [row["what"], f"{row['ours']:.2%}", f"{row['paper']:.2%}", f"{row['difference']:+.2%}"]
     return [row["what"], f"{row['ours']:,}", f"{row['paper']:,}", f"{row['difference']:+.1%}"]
 
 

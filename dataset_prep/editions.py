@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ class Edition:
         reviews: user_id, item_id, rating, timestamp and review -> the key in a line of reviews.
         ratings: the columns of the CSV file, which has no header unless ``header``.
         item, brand, categories: keys in a line of metadata.
+        own: keys that a line of reviews, or of metadata of another edition, has not.
         images: the addresses of an item's images out of its line, the best first.
         literal: the lines of metadata are Python literals, not JSON.
     """
@@ -35,6 +36,7 @@ class Edition:
     item: str
     brand: str
     categories: str
+    own: frozenset[str]
     images: Callable[[Mapping[str, Any]], Iterator[Any]]
     header: bool = False
     literal: bool = False
@@ -72,18 +74,28 @@ EDITIONS = {
     "2014": Edition(
         core="reviews_{}_5.json", full="reviews_{}.json", csv="ratings_{}.csv", meta="meta_{}.json",
         reviews=_OLD_REVIEWS, ratings=_COLUMNS, item="asin", brand="brand", categories="categories",
-        images=_image_2014, literal=True),
+        own=frozenset({"categories", "imUrl"}), images=_image_2014, literal=True),
     "2018": Edition(
         core="{}_5.json", full="{}.json", csv="{}.csv", meta="meta_{}.json",
         reviews=_OLD_REVIEWS, ratings=("item_id", "user_id", "rating", "timestamp"),
-        item="asin", brand="brand", categories="category", images=_images_2018),
+        item="asin", brand="brand", categories="category",
+        own=frozenset({"category", "imageURL", "imageURLHighRes"}), images=_images_2018),
     "2023": Edition(
         core=None, full="{}.jsonl", csv="{}.csv", meta="meta_{}.jsonl",
         reviews={"user_id": "user_id", "item_id": "parent_asin", "rating": "rating", "timestamp": "timestamp",
                  "review": "text"},
-        ratings=_COLUMNS, item="parent_asin", brand="store", categories="categories", images=_images_2023,
-        header=True),
+        ratings=_COLUMNS, item="parent_asin", brand="store", categories="categories",
+        own=frozenset({"categories", "store", "main_category"}), images=_images_2023, header=True),
 }
+
+
+def other_kind(edition: Edition, keys: Set[str]) -> str | None:
+    """What lines with these keys are; None if they are metadata of this edition, or nothing known."""
+    if keys & edition.own:
+        return None
+    if edition.reviews["user_id"] in keys:
+        return "reviews"
+    return next((f"metadata of {name}" for name, other in EDITIONS.items() if keys & other.own), None)
 
 
 def ratings_columns(edition: Edition, path: Path, line: str) -> tuple[tuple[str, ...], bool]:
@@ -92,7 +104,7 @@ def ratings_columns(edition: Edition, path: Path, line: str) -> tuple[tuple[str,
     Raises:
         DataError: the header lacks a column, or there is none where the edition has one.
     """
-    words = [{"parent_asin": "item_id"}.get(word, word) for word in line.split(",")]
+    words = [{"parent_asin": "item_id"}.get(word, word) for word in line.replace('"', "").split(",")]
     if "rating" in words or edition.header:
         absent = [column for column in _COLUMNS if column not in words]
         if absent:

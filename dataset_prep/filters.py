@@ -6,6 +6,7 @@ fit), rating and timestamp; ``row`` tells the place in the raw file and ``words`
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ REQUIRABLE = {"image": "image_url", "description": "description", "title": "titl
               "categories": "categories"}
 # One number is compared far faster than two columns.
 _PAIR = pl.col(USER).to_physical().cast(pl.UInt64) * 2**32 + pl.col(ITEM).to_physical()
+Domains = Sequence[pl.DataFrame]
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,9 @@ class Filters:
         for name in ("min_words", "first_core", "min_item_ratings", "min_user_ratings", "k_core"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"--{name.replace('_', '-')}: {getattr(self, name)} is negative")
+        for name in ("positive", "binarize"):
+            if not math.isfinite(getattr(self, name) or 0):
+                raise ConfigError(f"--{name}: {getattr(self, name)} is no rating")
 
 
 @dataclass(frozen=True)
@@ -132,7 +137,7 @@ def with_required(rows: pl.DataFrame, items: pl.DataFrame | None, require: Seque
                      maintain_order="left")
 
 
-def apply(domains: Sequence[pl.DataFrame], filters: Filters,
+def apply(domains: Domains, filters: Filters,
           items: Sequence[pl.DataFrame | None]) -> tuple[list[pl.DataFrame], list[list[Step]]]:
     """The domains after all filters in their order, and the steps of each domain.
 
@@ -153,37 +158,35 @@ def apply(domains: Sequence[pl.DataFrame], filters: Filters,
     return list(domains), steps
 
 
-Domains = Sequence[pl.DataFrame]
-
-
-def _functions(f: Filters, items: Sequence[pl.DataFrame | None]
+def _functions(filters: Filters, items: Sequence[pl.DataFrame | None]
                ) -> Iterator[tuple[str, Callable[[Domains], list[pl.DataFrame]]]]:
-    if f.min_words:
-        yield f"reviews of >= {f.min_words} words", _each(
-            lambda rows: rows.filter(pl.col("words") >= f.min_words))
-    yield f"the {f.duplicates} rating of a user for an item" if f.duplicates != "error" else \
-        "no duplicates", _each(lambda rows: drop_duplicates(rows, f.duplicates))
-    if f.first_core:
-        yield f"{f.first_core}-core", _each(lambda rows: k_core(rows, f.first_core))
-    if f.positive is not None:
-        yield f"ratings >= {f.positive:g}", _each(
-            lambda rows: rows.filter(pl.col("rating") >= f.positive))
-    if f.binarize is not None:
-        yield f"1 for ratings >= {f.binarize:g}, else 0", _each(lambda rows: binarize(rows, f.binarize))
-    if f.require:
-        yield f"items with {', '.join(f.require)}", lambda domains: [
-            with_required(rows, known, f.require) for rows, known in zip(domains, items, strict=True)]
-    if f.min_item_ratings:
-        yield f"items of >= {f.min_item_ratings} ratings", _each(
-            lambda rows: frequent(rows, ITEM, f.min_item_ratings))
-    if f.min_user_ratings:
-        yield f"users of >= {f.min_user_ratings} ratings", _each(
-            lambda rows: frequent(rows, USER, f.min_user_ratings))
-    if f.common_users:
-        core = f"{f.k_core}-core of " if f.k_core else ""
-        yield f"{core}common users", lambda domains: common_core(domains, f.k_core)
-    elif f.k_core:
-        yield f"{f.k_core}-core", _each(lambda rows: k_core(rows, f.k_core))
+    if filters.min_words:
+        yield f"reviews of >= {filters.min_words} words", _each(
+            lambda rows: rows.filter(pl.col("words") >= filters.min_words))
+    yield f"the {filters.duplicates} rating of a user for an item" if filters.duplicates != "error" else \
+        "no duplicates", _each(lambda rows: drop_duplicates(rows, filters.duplicates))
+    if filters.first_core:
+        yield f"{filters.first_core}-core", _each(lambda rows: k_core(rows, filters.first_core))
+    if filters.positive is not None:
+        yield f"ratings >= {filters.positive:g}", _each(
+            lambda rows: rows.filter(pl.col("rating") >= filters.positive))
+    if filters.binarize is not None:
+        yield f"1 for ratings >= {filters.binarize:g}, else 0", _each(
+            lambda rows: binarize(rows, filters.binarize))
+    if filters.require:
+        yield f"items with {', '.join(filters.require)}", lambda domains: [
+            with_required(rows, known, filters.require) for rows, known in zip(domains, items, strict=True)]
+    if filters.min_item_ratings:
+        yield f"items of >= {filters.min_item_ratings} ratings", _each(
+            lambda rows: frequent(rows, ITEM, filters.min_item_ratings))
+    if filters.min_user_ratings:
+        yield f"users of >= {filters.min_user_ratings} ratings", _each(
+            lambda rows: frequent(rows, USER, filters.min_user_ratings))
+    if filters.common_users:
+        core = f"{filters.k_core}-core of " if filters.k_core else ""
+        yield f"{core}common users", lambda domains: common_core(domains, filters.k_core)
+    elif filters.k_core:
+        yield f"{filters.k_core}-core", _each(lambda rows: k_core(rows, filters.k_core))
 
 
 def _each(function: Callable[[pl.DataFrame], pl.DataFrame]) -> Callable[[Domains], list[pl.DataFrame]]:

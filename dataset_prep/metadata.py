@@ -11,7 +11,7 @@ from typing import Any
 
 import polars as pl
 
-from dataset_prep.editions import Edition
+from dataset_prep.editions import Edition, other_kind
 from dataset_prep.output import clean
 from dataset_prep.raw import RawFile, parse_json, reason
 from recbole_mmdiff.errors import DataError
@@ -20,7 +20,12 @@ FIELDS = {"title": pl.String, "brand": pl.String, "categories": pl.String, "desc
           "price": pl.Float64, "image_url": pl.String}
 LITERAL_LIMIT = 1 << 22     # bytes; Python's parser needs a hundred times the memory of its input
 _BATCH = 20_000
-_TAG = re.compile(r"<[A-Za-z/!][^<>]*>")
+# Of HTML alone: titles have '<Live>' and the like.
+_TAGS = ("a|abbr|address|article|b|big|blockquote|body|br|caption|center|cite|code|col|colgroup|dd|del|dfn|"
+         "div|dl|dt|em|embed|figure|font|footer|form|h[1-6]|head|header|hr|html|i|iframe|img|input|ins|kbd|label|"
+         "li|link|meta|object|ol|option|p|param|pre|q|s|samp|script|section|select|small|span|strike|strong|"
+         "style|sub|sup|table|tbody|td|tfoot|th|thead|tr|tt|u|ul|video|wbr")
+_TAG = re.compile(rf"<!--.*?-->|</?(?:{_TAGS})(?:\s[^<>]*)?/?>", re.IGNORECASE | re.DOTALL)
 _PRICE = re.compile(r"\s*(?:from\s+)?\$?\s*(\d[\d,]*(?:\.\d+)?)\s*(?:-.*)?")
 
 
@@ -35,13 +40,15 @@ def read_items(raw: RawFile, edition: Edition,
         the items in the order of the file, and how many of what were mended.
 
     Raises:
-        DataError: as `RawFile` does.
+        DataError: as `RawFile` does; the file has none of the items, or is no metadata of this edition.
     """
     mended = {"duplicate lines merged": 0, "titles of page code": 0, "placeholder images": 0}
     schema = {"item_id": pl.String, **FIELDS}
     batches = [pl.DataFrame(schema=schema)]
     rows: list[tuple] = []
+    keys: set[str] = set()
     for line in _lines(raw, edition, needed):
+        keys.update(line)
         rows.append(_item(line, edition, mended))
         if len(rows) == _BATCH:
             batches.append(_cleaned(pl.DataFrame(rows, schema=schema, orient="row")))
@@ -49,12 +56,22 @@ def read_items(raw: RawFile, edition: Edition,
     batches.append(_cleaned(pl.DataFrame(rows, schema=schema, orient="row")))
     raw.check_share()
     items = pl.concat(batches)
-    if needed and not items.height:
-        raise DataError(f"{raw.path}: its {raw.lines:,} lines hold none of the {len(needed):,} items that "
-                        "were rated; is it the metadata of this category and edition?")
+    _check_kind(raw, edition, items, keys, len(needed))
     merged = items.group_by("item_id", maintain_order=True).agg(pl.all().drop_nulls().first())
     mended["duplicate lines merged"] = items.height - merged.height
     return merged, {what: count for what, count in mended.items() if count}
+
+
+def _check_kind(raw: RawFile, edition: Edition, items: pl.DataFrame, keys: set[str], needed: int) -> None:
+    """Refuse a file that is no metadata of the rated items; ``keys`` are those of its lines."""
+    if not items.height:
+        raise DataError(f"{raw.path}: its {raw.lines:,} lines hold none of the {needed:,} items that "
+                        "were rated; is it the metadata of this category and edition?")
+    other = other_kind(edition, keys)
+    if other or items.select(pl.all_horizontal(pl.col(*FIELDS).is_null()).all()).item():
+        raise DataError(f"{raw.path}: looks like {other or 'something else'}, not like metadata of this "
+                        f"edition: of the rated items it has none of {', '.join(sorted(edition.own))}; give "
+                        "the right --edition and --meta")
 
 
 def _lines(raw: RawFile, edition: Edition, needed: Collection[str]) -> Iterator[dict[str, Any]]:
@@ -66,14 +83,17 @@ def _lines(raw: RawFile, edition: Edition, needed: Collection[str]) -> Iterator[
     for chunk in raw.chunks():
         for number, line in enumerate(chunk.text.split(b"\n")[:-1], chunk.first):
             ids = set(pattern.findall(line))
-            others = ids and ids.isdisjoint(wanted) and number != raw.unended
-            if others or not line.strip():
+            if ids and ids.isdisjoint(wanted) and number != raw.unended:
+                raw.not_needed += 1
+                continue
+            if not line.strip():
                 continue
             try:
                 value = _checked(parse(line), edition.item)
             except (ValueError, RecursionError, MemoryError) as error:
                 raw.bad(number, reason(error))
             else:
+                raw.good += 1
                 if value[edition.item] in needed:
                     yield value
 
@@ -126,8 +146,8 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def _plain(text: str | None) -> str | None:
-    """Without entities, tags and halves of surrogate pairs."""
-    return text and _TAG.sub(" ", html.unescape(text)).encode("utf-8", "replace").decode("utf-8")
+    """Without tags, entities and halves of surrogate pairs; what only looks like a tag is text."""
+    return text and html.unescape(_TAG.sub(" ", text)).encode("utf-8", "replace").decode("utf-8")
 
 
 def _price(value: Any) -> float | None:

@@ -19,7 +19,7 @@ import polars as pl
 from dataset_prep.output import checked_name, is_made, read_record, start_dataset, write_dataset
 from dataset_prep.presets import PRESETS
 from dataset_prep.skips import Skips
-from recbole_mmdiff.data.features import check_finite, feature_path, write_features
+from recbole_mmdiff.data.features import check_finite, feature_path, map_matrix, write_features
 from recbole_mmdiff.errors import DataError, one_of
 from recbole_mmdiff.files import sha256
 
@@ -183,15 +183,7 @@ def _first_of_pairs(inter: pl.DataFrame, path: Path, skips: Skips) -> pl.DataFra
 def _read_feature(path: Path, items: _Names, largest: int, source: Path) -> tuple[list[str], np.ndarray]:
     """The tokens and the finite matrix of a feature with a row for every item up to ``largest``;
     memory-mapped unless it must be converted."""
-    # The map_matrix of the feature store refuses the float64 of MMRec. This one does not unpickle either.
-    try:
-        matrix = np.lib.format.open_memmap(path, mode="r")
-    except (ValueError, TypeError, OSError, OverflowError) as error:
-        raise DataError(f"{path}: not a complete .npy matrix ({error}); pickled files are never read: save "
-                        f"a plain array of floats with numpy.save") from error
-    if matrix.ndim != 2 or 0 in matrix.shape or matrix.dtype.kind != "f":
-        raise DataError(f"{path}: holds {matrix.dtype} of shape {matrix.shape}; floats of shape (items, "
-                        f"dim) are accepted")
+    matrix = map_matrix(path, ("float16", "float32", "float64"))
     if len(matrix) <= largest:
         raise DataError(f"{path}: has {len(matrix):,} rows, but {source.name} has the itemID {largest}; "
                         f"row i must belong to itemID i")

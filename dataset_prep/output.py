@@ -84,7 +84,8 @@ def start_dataset(folder: Path, record: Mapping[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     name = re.escape(folder.name)
     pattern = re.compile(rf"{name}\.({'|'.join(_ATOMIC)}|[^.]+\.parquet)|"
-                         rf"\.{name}(\.[^.]+)?\.[0-9a-f]+\.tmp\.({'|'.join(_ATOMIC)}|parquet)")
+                         rf"\.{name}(\.[^.]+)?\.[0-9a-f]+\.tmp\.({'|'.join(_ATOMIC)}|parquet)|"
+                         rf"\.{name}\.prep\.[0-9a-f]+\.tmp\.json")
     old = _files_of(folder, _read_any_record(folder) or {})
     write_json({**record, _UNFINISHED: True}, record_path(folder))
     for path in [*old, *(path for path in folder.iterdir() if pattern.fullmatch(path.name))]:

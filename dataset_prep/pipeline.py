@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from dataset_prep.editions import EDITIONS, ratings_columns
 from dataset_prep.filters import ITEM, USER, Filters, Step, apply
 from dataset_prep.metadata import FIELDS, read_items
-from dataset_prep.output import clean, read_record, record_path, write_dataset
+from dataset_prep.output import clean, write_dataset
 from dataset_prep.raw import MAX_BAD, RawFile, first_line
 from dataset_prep.reviews import CsvRatings, JsonReviews, read_rows
 from recbole_mmdiff.errors import DataError
@@ -37,36 +37,22 @@ class Source:
     meta: Path | None = None
 
     def identity(self) -> dict[str, Any]:
-        """What tells these files from others without reading them."""
-        files = {"reviews": self.reviews, "meta": self.meta}
-        return {"name": self.name, "edition": self.edition} | {
-            key: path and {"name": path.name, "bytes": path.stat().st_size} for key, path in files.items()}
+        """Name, edition, and of each file, which is not read for it, name, bytes and time of change (ns)."""
+        return {"name": self.name, "edition": self.edition, "reviews": _identity(self.reviews),
+                "meta": self.meta and _identity(self.meta)}
 
 
-def recipe(sources: Sequence[Source], filters: Filters, texts: bool) -> dict[str, Any]:
+def _identity(path: Path) -> dict[str, Any]:
+    state = path.stat()
+    return {"name": path.name, "bytes": state.st_size, "mtime_ns": state.st_mtime_ns}
+
+
+def recipe(sources: Sequence[Source], filters: Filters, texts: bool = False,
+           max_bad: float = MAX_BAD) -> dict[str, Any]:
     """All that decides what `prepare` writes, as plain values."""
     chosen = asdict(filters) | {"require": list(filters.require)}
-    return {"filters": chosen, "texts": texts, "domains": [source.identity() for source in sources]}
-
-
-def is_made(sources: Sequence[Source], filters: Filters, output: Path, texts: bool, overwrite: bool) -> bool:
-    """Whether all data sets of this recipe are there already.
-
-    Raises:
-        DataError: one is there by another recipe, and ``overwrite`` is not given.
-    """
-    if overwrite:
-        return False
-    wanted, made = recipe(sources, filters, texts), 0
-    for source in sources:
-        folder = output / source.name
-        record = read_record(folder)
-        if record and record.get("recipe") == wanted:
-            made += 1
-        elif (folder / f"{source.name}.inter").exists():
-            raise DataError(f"{folder}: a data set is there that other files or filters made, or whose "
-                            "writing was cut short; choose another --output, or --overwrite to replace it")
-    return made == len(sources)
+    return {"filters": chosen, "texts": texts, "max_bad": max_bad,
+            "domains": [source.identity() for source in sources]}
 
 
 def prepare(sources: Sequence[Source], filters: Filters, output: Path, texts: bool = False,
@@ -84,76 +70,82 @@ def prepare(sources: Sequence[Source], filters: Filters, output: Path, texts: bo
     Raises:
         DataError: as the readers and the filters do; another process prepares the same data set.
     """
-    with _workspace(output, sources[0].name) as work:
+    decided = recipe(sources, filters, texts, max_bad)      # before a file can change while it is read
+    with _workspace(output, [source.name for source in sources]) as work:
         read = [_read_ratings(source, filters, work if texts else None, max_bad) for source in sources]
-        rows = [frame for _, frame in read]
-        kept, steps = apply(rows, filters, [None] * len(rows))
-        described = [_read_metadata(source, frame, max_bad)
-                     for source, frame in zip(sources, kept, strict=True)]
+        ratings = [ratings for ratings, *_ in read]
+        kept, steps = apply(ratings, filters, [None] * len(sources))
+        described = [_read_metadata(source, rows, max_bad)
+                     for source, rows in zip(sources, kept, strict=True)]
         if filters.require:
-            kept, steps = apply(rows, filters, [items for _, items, _ in described])
-        made, records = recipe(sources, filters, texts), []
-        for source, (raw, _), (meta, items, mended), frame, taken in zip(
+            kept, steps = apply(ratings, filters, [items for items, *_ in described])
+        records = []
+        for source, (_, raw, files), (items, meta, mended), rows, left in zip(
                 sources, read, described, kept, steps, strict=True):
-            tables = {"inter": _inter(frame)}
-            if items is not None:
-                tables["item"] = _item(frame, items)
-            if texts:
-                tables["reviews"] = _reviews(frame, work, source.name)
-            record = {"recipe": made, "raw": [file.record() for file in (raw, meta) if file],
-                      "mended": mended, **_counts(taken, tables.get("item")),
-                      "python": platform.python_version()}
-            _remove_old(output / source.name)
-            write_dataset(output / source.name, tables, record)
-            records.append(record)
+            tables = _tables(rows, items, files)
+            records.append({"recipe": decided, "raw": [file.record() for file in (raw, meta) if file],
+                            "mended": mended, **_counts(left, tables.get("item")),
+                            "python": platform.python_version()})
+            write_dataset(output / source.name, tables, records[-1])
         return records
 
 
 @contextmanager
-def _workspace(output: Path, name: str) -> Iterator[Path]:
-    """An empty hidden folder, removed at the end; what a killed run left in it is removed at the start."""
-    output.mkdir(parents=True, exist_ok=True)
-    work, lock = output / f".prepare-{name}", FileLock(output / f".prepare-{name}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise DataError(f"{output / name}: another process prepares this data set; wait for it") from error
-    try:
+def _workspace(output: Path, names: Sequence[str]) -> Iterator[Path]:
+    """An empty hidden folder, removed at the end; what a killed run left in it is removed at the start.
+
+    All names are locked meanwhile. The files of the locks stay: another process may be waiting with one.
+    """
+    hidden = output / ".prepare"
+    hidden.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as locks:
+        for name in names:
+            try:
+                locks.enter_context(FileLock(hidden / f"{name}.lock", timeout=0))
+            except Timeout as error:
+                raise DataError(f"{output / name}: another process prepares this data set; wait "
+                                "for it") from error
+        work = hidden / names[0]
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir()
-        yield work
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-        with suppress(OSError):     # Windows does not remove a file that is open.
-            Path(lock.lock_file).unlink()
-        lock.release()
+        try:
+            yield work
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
 
 
 def _read_ratings(source: Source, filters: Filters, work: Path | None,
-                  max_bad: float) -> tuple[RawFile, pl.DataFrame]:
-    """The ratings of a source, with the words of each review if asked for; the texts go to ``work``."""
-    edition, raw = EDITIONS[source.edition], RawFile(source.reviews, max_bad)
-    texts, header = work is not None or filters.min_words > 0, False
-    if source.csv:
-        if texts:
-            raise DataError(f"{source.reviews}: has no review texts; give the file of reviews")
-        columns, header = ratings_columns(edition, source.reviews, first_line(source.reviews))
-        layout = CsvRatings(columns)
-    else:
-        layout = JsonReviews(edition.reviews, text=texts)
-    batches = []
+                  max_bad: float) -> tuple[pl.DataFrame, RawFile, list[Path]]:
+    """The ratings of a source, with the words of each review if they count, and the files in ``work`` that
+    hold the texts."""
+    raw, batches, files = RawFile(source.reviews, max_bad), [], []
+    layout, header = _layout(source, texts=work is not None or filters.min_words > 0)
     for batch in read_rows(raw, layout, header):
         if source.csv and not batches:
             _check_order(source, batch)
-        worth = batch
+        long_enough = batch
         if filters.min_words:
             batch = batch.with_columns(words=pl.col("review").fill_null("").str.count_matches(r"\S+"))
-            worth = batch.filter(pl.col("words") >= filters.min_words)
+            long_enough = batch.filter(pl.col("words") >= filters.min_words)
         if work:
-            worth.select("row", "review").write_parquet(work / f"{source.name}.{len(batches)}.parquet",
-                                                        compression="lz4")
+            files.append(work / f"{source.name}.{len(files)}.parquet")
+            long_enough.select("row", "review").write_parquet(files[-1], compression="lz4")
         batches.append(batch.drop("review", strict=False).with_columns(pl.col(USER, ITEM).cast(_IDS)))
-    return raw, pl.concat(batches)
+    ratings = pl.concat(batches)
+    if source.csv:
+        _check_end(raw, ratings)
+    return ratings, raw, files
+
+
+def _layout(source: Source, texts: bool) -> tuple[CsvRatings | JsonReviews, bool]:
+    """How the lines of a source's reviews are read, and whether the first is a header."""
+    edition = EDITIONS[source.edition]
+    if not source.csv:
+        return JsonReviews(edition.reviews, text=texts), False
+    if texts:
+        raise DataError(f"{source.reviews}: has no review texts; give the file of reviews")
+    columns, header = ratings_columns(edition, source.reviews, first_line(source.reviews))
+    return CsvRatings(columns), header
 
 
 def _check_order(source: Source, batch: pl.DataFrame) -> None:
@@ -165,14 +157,36 @@ def _check_order(source: Source, batch: pl.DataFrame) -> None:
                         "--edition")
 
 
+def _check_end(raw: RawFile, ratings: pl.DataFrame) -> None:
+    """Refuse a last line without a line break whose time has fewer digits than all others: it was cut there.
+
+    A file may well lack its last line break, but a time that lost digits still is a number, of a wrong day.
+    """
+    last, least = ratings["timestamp"][-1], ratings["timestamp"][:-1].min()
+    if ratings["row"][-1] == raw.unended and least is not None and len(str(last)) < len(str(least)):
+        raise DataError(f"{raw.path}, line {raw.unended}: ends without a line break after the time {last}, "
+                        "which is shorter than all others; the file was cut off: download it again")
+
+
 def _read_metadata(source: Source, rows: pl.DataFrame,
-                   max_bad: float) -> tuple[RawFile | None, pl.DataFrame | None, dict[str, int]]:
-    """The metadata file of the rated items, the items, and what was mended."""
+                   max_bad: float) -> tuple[pl.DataFrame | None, RawFile | None, dict[str, int]]:
+    """The rated items, the file of their metadata, and what was mended."""
     if source.meta is None:
         return None, None, {}
     raw = RawFile(source.meta, max_bad)
     needed = set(rows[ITEM].unique().cast(pl.String))
-    return raw, *read_items(raw, EDITIONS[source.edition], needed)
+    items, mended = read_items(raw, EDITIONS[source.edition], needed)
+    return items, raw, mended
+
+
+def _tables(rows: pl.DataFrame, items: pl.DataFrame | None, files: Sequence[Path]) -> dict[str, pl.DataFrame]:
+    """What is written of a domain; ``files`` hold the texts of its reviews, if any are wanted."""
+    tables = {"inter": _inter(rows)}
+    if items is not None:
+        tables["item"] = _item(rows, items)
+    if files:
+        tables["reviews"] = _reviews(rows, files)
+    return tables
 
 
 def _inter(rows: pl.DataFrame) -> pl.DataFrame:
@@ -191,9 +205,9 @@ def _item(rows: pl.DataFrame, items: pl.DataFrame) -> pl.DataFrame:
         *(pl.col(name).alias(f"{name}:{_ITEM_TYPES[name]}") for name in FIELDS))
 
 
-def _reviews(rows: pl.DataFrame, work: Path, name: str) -> pl.DataFrame:
+def _reviews(rows: pl.DataFrame, files: Sequence[Path]) -> pl.DataFrame:
     """The texts of the ratings that are left."""
-    texts = pl.scan_parquet(work / f"{name}.*.parquet", glob=True)
+    texts = pl.scan_parquet(list(files), glob=False)
     kept = rows.lazy().select("row", pl.col(USER, ITEM).cast(pl.String), "rating", "timestamp")
     return kept.join(texts, on="row").select(
         USER, ITEM, "rating", "timestamp", clean("review").fill_null("").alias("review"),
@@ -206,12 +220,3 @@ def _counts(steps: Sequence[Step], items: pl.DataFrame | None) -> dict[str, Any]
     return {"steps": [asdict(step) for step in steps],
             "counts": {"users": last.users, "items": last.items, "ratings": last.rows},
             "items_without": {name.partition(":")[0]: count for name, count in empty.items() if count}}
-
-
-def _remove_old(folder: Path) -> None:
-    """Remove what an earlier recipe wrote, since this one may not write all of its files."""
-    record = read_record(folder)
-    if record:
-        record_path(folder).unlink()
-        for name in record.get("files", {}):
-            (folder / Path(name).name).unlink(missing_ok=True)

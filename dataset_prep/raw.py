@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import re
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,9 @@ CHUNK = 1 << 24         # bytes of text that are parsed at once
 LINE_LIMIT = 1 << 26    # a longer line is cut here, so that it cannot fill the memory, and then refused
 MAX_BAD = 0.01
 _BLOCK = 1 << 18
-_EARLY = 1000           # bad lines after which a file of another layout need not be read to its end
+_EARLY = 100_000        # bad lines, and none that is good, after which a file is not read to its end
+_UTF16 = re.compile(rb"\xff\xfe|\xfe\xff|.?\0", re.DOTALL)
+_PAGE = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype|html|\?xml)", re.IGNORECASE)
 
 
 class Chunk(NamedTuple):
@@ -37,6 +40,8 @@ class RawFile:
 
     Attributes:
         lines: how many lines were read so far.
+        good: how many of them were parsed without a fault; whoever parses them counts them here.
+        not_needed: how many were not parsed, since nobody needs what they hold; counted likewise.
         unended: the number of a last line that no line break ends, else 0.
         skips: what was left out, by reason.
     """
@@ -44,7 +49,7 @@ class RawFile:
     def __init__(self, path: str | Path, max_bad: float = MAX_BAD) -> None:
         self.path = Path(path)
         self.max_bad = max_bad
-        self.lines = 0
+        self.lines = self.good = self.not_needed = 0
         self.skips = Skips()
         self._digest = hashlib.sha256()
         self.unended = 0
@@ -55,7 +60,8 @@ class RawFile:
         A thread reads the next chunk while the last one is worked on, so ``lines`` may be one chunk ahead.
 
         Raises:
-            DataError: the file cannot be read, is empty, or is a broken or cut off gzip file.
+            DataError: the file cannot be read, is empty, a web page or in UTF-16, or is a broken or cut off
+                gzip file; or none of a great many lines is good.
         """
         chunks = self._chunks()
         with ThreadPoolExecutor(1) as reader:
@@ -63,6 +69,8 @@ class RawFile:
             while (chunk := following.result()) is not None:
                 following = reader.submit(next, chunks, None)
                 yield chunk
+                if not self.good and self.skips.total >= _EARLY:
+                    raise self._unusable(f"none of the first {self.skips.total:,} lines can be used")
 
     def _chunks(self) -> Iterator[Chunk]:
         parts: list[bytes] = []
@@ -87,30 +95,29 @@ class RawFile:
             raise DataError(f"{self.path}: is empty; download it again")
 
     def bad(self, number: int, reason: str) -> None:
-        """Count line ``number`` as left out.
-
-        Raises:
-            DataError: the file ends within this line, or bad lines are too many already.
-        """
+        """Count line ``number`` as left out; a DataError if the file ends within it."""
         if number == self.unended:
             raise DataError(f"{self.path}, line {number}: {reason}, and the file ends within the line; it "
                             "was cut off: download it again")
         self.skips.add(reason, where=f"{self.path.name}, line {number}")
-        if self.skips.total > _EARLY:
-            self.check_share()
 
     def check_share(self) -> None:
-        """Raise a DataError if more than the accepted share of the lines so far is bad."""
-        if self.skips.total > self.max_bad * self.lines:
-            raise DataError(
-                f"{self.path}: {self.skips.total:,} of {self.lines:,} lines cannot be used, more than "
-                f"{self.max_bad:.2%} ({'; '.join(self.skips.lines())}); the file is probably of another "
-                "layout: name its --edition, or accept more with --max-bad")
+        """Raise a DataError if more than the accepted share of the lines that were parsed is bad."""
+        parsed = self.good + self.skips.total
+        if self.skips.total > self.max_bad * parsed:
+            raise self._unusable(f"{self.skips.total:,} of {parsed:,} lines that were parsed cannot be used, "
+                                 f"more than {self.max_bad:.2%}")
+
+    def _unusable(self, what: str) -> DataError:
+        return DataError(
+            f"{self.path}: {what} ({'; '.join(self.skips.lines())}); the file is damaged or of another "
+            "layout: download it again, name its --edition, or accept more with --max-bad")
 
     def record(self) -> dict[str, Any]:
-        """Name, bytes, sha256 of the file as it is on disk, lines, and what was left out."""
+        """Name, bytes, sha256 of the file as it is on disk, its lines, those that were not needed and not
+        parsed, and what was left out."""
         return {"name": self.path.name, "bytes": self.path.stat().st_size,
-                "sha256": self._digest.hexdigest(), "lines": self.lines,
+                "sha256": self._digest.hexdigest(), "lines": self.lines, "not_needed": self.not_needed,
                 "left_out": self.skips.as_dict()}
 
     def _count(self, text: bytes) -> Chunk:
@@ -121,8 +128,11 @@ class RawFile:
     def _blocks(self, pending: list[bytes]) -> Iterator[bytes]:
         try:
             with _opened(self.path, self._digest) as stream:
-                while block := stream.read(_BLOCK):
+                block = stream.read(_BLOCK)
+                _check_start(self.path, block)
+                while block:
                     yield block
+                    block = stream.read(_BLOCK)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             lines = self.lines + sum(part.count(b"\n") for part in pending)
             raise DataError(f"{self.path}: not a complete gzip file ({error}); {lines:,} complete lines were "
@@ -159,14 +169,28 @@ def _zipped(file: BinaryIO) -> bool:
     return start == b"\x1f\x8b"
 
 
+def _check_start(path: Path, start: bytes) -> None:
+    """Tell what no raw file of lines starts with."""
+    if _UTF16.match(start):
+        raise DataError(f"{path}: is probably UTF-16 and not UTF-8; convert it: iconv -f UTF-16 -t UTF-8")
+    if _PAGE.match(start):
+        raise DataError(f"{path}: looks like a web page (HTML or XML), not like data; download the file")
+
+
 def first_line(path: Path) -> str:
-    """The first line of a plain or gzip file, or '' where there is none that can be read."""
+    """The first line of a plain or gzip file, or '' where there is none that can be read.
+
+    Raises:
+        DataError: it is the start of a web page or in UTF-16.
+    """
     try:
         with open(path, "rb") as file:
             stream = gzip.GzipFile(fileobj=file) if _zipped(file) else file
-            return stream.readline(1 << 16).decode("utf-8-sig", "replace").strip()
+            line = stream.readline(1 << 16)
     except (EOFError, zlib.error, OSError):
         return ""   # what is wrong is told when the file is read
+    _check_start(path, line)
+    return line.decode("utf-8-sig", "replace").strip()
 
 
 def reason(error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import re
@@ -72,7 +73,7 @@ class CsvRatings:
         return pl.read_csv(text, has_header=False, schema=schema, quote_char=None).select(*ROW)
 
     def line(self, line: bytes) -> tuple:
-        fields = line.decode("utf-8-sig").rstrip("\r").split(",")
+        fields = csv_fields(line.decode("utf-8-sig"))
         if len(fields) != len(self._columns):
             raise ValueError(f"not {len(self._columns)} fields")
         user, item, rating, time = (fields[place] for place in self._places)
@@ -83,6 +84,14 @@ class CsvRatings:
         return checked_row(user, item, *numbers)
 
 
+def csv_fields(line: str) -> list[str]:
+    """The fields of one line of CSV, without their quotes; a ValueError if it is none."""
+    try:
+        return next(csv.reader([line], strict=True), [])
+    except csv.Error as error:
+        raise ValueError("not CSV") from error
+
+
 def read_rows(raw: RawFile, layout: Layout, header: bool = False) -> Iterator[pl.DataFrame]:
     """The sound rows of a file, in batches: ``row`` (the line's number), user_id, item_id, rating (float32),
     timestamp (int64 seconds) and what else the layout has. Blank lines are passed over.
@@ -90,16 +99,15 @@ def read_rows(raw: RawFile, layout: Layout, header: bool = False) -> Iterator[pl
     Raises:
         DataError: as `RawFile` does; no line is good; or too many are bad.
     """
-    good = 0
     for chunk in raw.chunks():
         if header and chunk.first == 1:
             chunk = Chunk(2, chunk.lines - 1, chunk.text[chunk.text.index(b"\n") + 1:])
         batch = _batch(raw, layout, chunk)
-        good += batch.height
+        raw.good += batch.height
         if batch.height:
             yield batch
     raw.check_share()
-    if not good:
+    if not raw.good:
         raise DataError(f"{raw.path}: none of its {raw.lines:,} lines can be used; download it again")
 
 
@@ -160,7 +168,9 @@ def checked_row(user: Any, item: Any, rating: Any, time: Any) -> tuple[str, str,
     """The four values if they are a rating, else a ValueError that tells which is wrong."""
     user, item = _checked_id(user, "user"), _checked_id(item, "item")
     for value, name, most in ((rating, "rating", 5), (time, "time", 1000 * MILLISECONDS)):
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        # A whole number may be too large for a float, so that isfinite must not see it.
+        if not number or (isinstance(value, float) and not math.isfinite(value)):
             raise ValueError(f"the {name} is missing or not a number")
         if not 0 <= value <= most:
             raise ValueError(f"the {name} is out of range")

@@ -38,7 +38,8 @@ def read_manifest(path: Path, modality: str) -> dict[str, Any]:
     return manifest
 
 
-def map_matrix(path: Path) -> np.ndarray:
+def map_matrix(path: Path, dtypes: Sequence[str] = DTYPES) -> np.ndarray:
+    """A complete .npy matrix of one of ``dtypes``, memory-mapped; nothing is ever unpickled."""
     # Not np.load: it would also open zip archives and, on request, pickles.
     try:
         matrix = np.lib.format.open_memmap(path, mode="r")
@@ -47,7 +48,7 @@ def map_matrix(path: Path) -> np.ndarray:
             f"{path}: not a complete .npy matrix ({error}); pickled, compressed or truncated "
             "files are never read: save a plain float16 or float32 array with write_features"
         ) from error
-    check_form(matrix, path)
+    check_form(matrix, path, dtypes)
     expected = matrix.offset + matrix.nbytes
     if path.stat().st_size != expected:
         raise FeatureError(
@@ -57,13 +58,13 @@ def map_matrix(path: Path) -> np.ndarray:
     return matrix
 
 
-def check_form(matrix: np.ndarray, path: Path) -> None:
+def check_form(matrix: np.ndarray, path: Path, dtypes: Sequence[str] = DTYPES) -> None:
     if matrix.ndim != 2 or 0 in matrix.shape:
         raise FeatureError(f"{path}: shape {matrix.shape}; a non-empty (rows, dim) is accepted")
-    if matrix.dtype.name not in DTYPES:
+    if matrix.dtype.name not in dtypes:
         raise FeatureError(
-            f"{path}: dtype {matrix.dtype}; {' or '.join(DTYPES)} is accepted: "
-            "convert it with matrix.astype('float32')"
+            f"{path}: dtype {matrix.dtype}; {' or '.join(dtypes)} is accepted: "
+            f"convert it with matrix.astype('float32')"
         )
 
 

@@ -40,6 +40,12 @@ def rows_of(path):
     return [line.split("\t") for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
 
 
+def listed(folder):
+    """The names in a folder of data sets but for the hidden one of the locks, which are all that is in it."""
+    assert {path.suffix for path in folder.glob(".prepare/*")} <= {".lock"}
+    return sorted(name for name in os.listdir(folder) if name != ".prepare")
+
+
 @pytest.fixture(scope="module")
 def real(tmp_path_factory):
     """The real reviews and items, prepared, and by plain Python."""
@@ -92,6 +98,29 @@ def test_the_real_items_are_those_of_the_metadata(real):
     assert record["items_without"]["brand"] == (table.brand == "").sum() > 0
 
 
+def test_the_command_counts_the_real_files_as_plain_python_does(tmp_path, capsys, real):
+    """Without filters, so that the counts are those of the files."""
+    _, _, reviews, items = real
+    main(["amazon", "--edition", "2014", "--reviews", str(REAL / "reviews_Digital_Music_5.json.gz"), "--meta",
+          str(REAL / "meta_Digital_Music.json.gz"), "--name", "all", "--output", str(tmp_path)])
+    record = json.loads((tmp_path / "all" / "all.prep.json").read_text())
+    rated = {row["asin"] for row in reviews}
+    counts = {"ratings": len({(row["reviewerID"], row["asin"]) for row in reviews}), "items": len(rated),
+              "users": len({row["reviewerID"] for row in reviews})}
+    assert record["counts"] == counts
+    assert len(rows_of(tmp_path / "all" / "all.inter")) == counts["ratings"] + 1
+    table = {row[0]: row for row in rows_of(tmp_path / "all" / "all.item")[1:]}
+    assert set(table) == rated
+    without = {name: sum(not str(items.get(item, {}).get(name) or "").strip() for item in rated)
+               for name in ("title", "description", "brand")}
+    assert 0 < without["description"] < without["brand"] < len(rated)
+    assert {name: record["items_without"].get(name, 0) for name in without} == without
+    assert sum(not row[1] for row in table.values()) == without["title"]
+    printed = capsys.readouterr().out
+    assert "reviews_Digital_Music_5.json.gz: 4,000 lines, 0 left out" in printed
+    assert f"{4000 - sum(item in rated for item in items):,} lines of items not needed were not" in printed
+
+
 def test_the_real_texts_are_kept(real):
     folder, _, reviews, _ = real
     texts = {(row["reviewerID"], row["asin"]): " ".join(row["reviewText"].split()) for row in reviews}
@@ -111,10 +140,11 @@ def test_the_record_says_where_all_came_from(real):
     for raw in record["raw"]:
         content = (REAL / raw["name"]).read_bytes()
         assert raw == {"name": raw["name"], "bytes": len(content), "lines": 4000, "left_out": {},
-                       "sha256": hashlib.sha256(content).hexdigest()}
+                       "not_needed": raw["not_needed"], "sha256": hashlib.sha256(content).hexdigest()}
+    assert record["raw"][0]["not_needed"] == 0 < record["raw"][1]["not_needed"] < 4000
     assert record["recipe"]["filters"]["min_words"] == 50 and record["recipe"]["texts"] is True
     assert {"python", "polars", "recbole_mmdiff", "files"} <= set(record)
-    assert sorted(os.listdir(folder.parent)) == ["music"]       # no work folder, no lock
+    assert listed(folder.parent) == ["music"]
 
 
 @pytest.mark.parametrize("zipped", [False, True])
@@ -160,13 +190,36 @@ def test_ratings_of_another_edition(tmp_path, line, edition, message):
     path = write_lines(tmp_path / "x.csv", [line, line])
     with pytest.raises(DataError, match=message):
         prepare([Source("d", edition, path, csv=True)], Filters(), tmp_path)
-    assert os.listdir(tmp_path) == ["x.csv"]
+    assert listed(tmp_path) == ["x.csv"]
+
+
+@pytest.mark.parametrize("lost", [1, 4, 9])
+@pytest.mark.parametrize("tail", ["", "\n"])
+def test_ratings_that_were_cut_off_within_a_time(tmp_path, lost, tail):
+    """What is left of a time is a number too: only the missing line break tells it from a short one."""
+    path = tmp_path / "x.csv"
+    lines = "".join(f"A100000000000{number},B000000001,5.0,130000000{number}\n" for number in range(5))
+    source = Source("d", "2014", path, csv=True)
+    path.write_text(lines[:-1 - lost] + tail)
+    if tail:
+        prepare([source], Filters(), tmp_path)
+    else:
+        with pytest.raises(DataError, match=r"x\.csv, line 5: ends without a line break after the time 1"):
+            prepare([source], Filters(), tmp_path)
+        assert listed(tmp_path) == ["x.csv"]
+    path.write_text(lines[:-1])     # merely without its last line break
+    record, = prepare([source], Filters(), tmp_path)
+    assert record["counts"]["ratings"] == 5
 
 
 def items_of(tmp_path, edition, lines, needed, max_bad=0.9):
+    """Items, what was mended and what was left out of these lines and one more that is plain metadata."""
+    lines = [*lines, json.dumps({EDITIONS[edition].item: "plain", "title": "plain"})]
     raw = RawFile(write_lines(tmp_path / "meta.json", lines), max_bad)
-    table, mended = read_items(raw, EDITIONS[edition], needed)
-    return {row.pop("item_id"): row for row in table.rows(named=True)}, mended, raw.skips.as_dict()
+    table, mended = read_items(raw, EDITIONS[edition], needed | {"plain"})
+    found = {row.pop("item_id"): row for row in table.rows(named=True)}
+    assert found.pop("plain")["title"] == "plain"
+    return found, mended, raw.skips.as_dict()
 
 
 CODE = "{'asin': 'B1', 'title': __import__('pathlib').Path('%s').touch()}"
@@ -270,8 +323,10 @@ def test_prices(tmp_path, price, expected):
 
 
 @pytest.mark.parametrize("text, expected", [
-    ("a\tb\r\nc\u2028d\x00e", "a b c d e"), ("&lt;b&gt;x&lt;/b&gt; &amp; y", "x & y"),
-    ("1 < 2 and 3 > 2", "1 < 2 and 3 > 2"), ("<p>one</p><!-- no --><br/>two", "one two"),
+    ("a\tb\r\nc\u2028d\x00e", "a b c d e"), ("<b>x</b> &amp; y", "x & y"),
+    ("1 < 2 and 3 > 2", "1 < 2 and 3 > 2"), ("<p>one</p><!-- <no> -->2<br/>3<BR class='x' />4", "one 2 3 4"),
+    ("Songs <Live>", "Songs <Live>"), ("Songs &lt;Deluxe Edition&gt;", "Songs <Deluxe Edition>"),
+    ("<i>one</i> <3 <Bonus>", "one <3 <Bonus>"),
     (["one ", ["two"], None, 3], "one two"), ("\ud800x", "?x"), ([], None), ({"a": 1}, None), ("&#10;", None),
 ])
 def test_texts(tmp_path, text, expected):
@@ -280,10 +335,45 @@ def test_texts(tmp_path, text, expected):
 
 
 def test_metadata_of_something_else(tmp_path):
+    path = write_lines(tmp_path / "meta.json", ['{"asin": "B1"}'])
     with pytest.raises(DataError, match=r"meta\.json: its 1 lines hold none of the 1 items that were rated"):
-        items_of(tmp_path, "2018", ['{"asin": "B1"}'], {"B2"})
-    with pytest.raises(DataError, match=r"1 of 2 lines cannot be used, more than 1\.00%"):
+        read_items(RawFile(path), EDITIONS["2018"], {"B2"})
+    with pytest.raises(DataError, match=r"meta\.json: looks like something else, not like metadata"):
+        read_items(RawFile(path), EDITIONS["2018"], {"B1"})
+    with pytest.raises(DataError, match=r"1 of 3 lines that were parsed cannot be used, more than 1\.00%"):
         items_of(tmp_path, "2018", ['{"asin": "B1"}', "B2"], {"B1"}, max_bad=0.01)
+
+
+@pytest.mark.parametrize("edition", EDITIONS)
+def test_reviews_are_no_metadata(tmp_path, edition):
+    path = write_lines(tmp_path / "m", [review_line(edition, rating) for rating in RATINGS])
+    with pytest.raises(DataError, match=r"m: looks like reviews, not like metadata"):
+        read_items(RawFile(path), EDITIONS[edition], {"B1", "B2"})
+
+
+@pytest.mark.parametrize("edition", EDITIONS)
+@pytest.mark.parametrize("other", EDITIONS)
+def test_metadata_of_another_edition(tmp_path, edition, other):
+    lines = [meta_line(other, item) for item in ITEMS]
+    if other == "2014":
+        lines = [json.dumps(ast.literal_eval(line)) for line in lines]      # there is such a file too
+    raw = RawFile(write_lines(tmp_path / "m", lines))
+    if edition == other:
+        assert read_items(raw, EDITIONS[edition], {"B1"})[0].height == 1
+        return
+    with pytest.raises(DataError, match=rf"m: (looks like metadata of {other}, not|\d of \d lines|its 2 li)"):
+        read_items(raw, EDITIONS[edition], {"B1"})
+
+
+def test_lines_that_nobody_parsed_do_not_count_as_good(tmp_path):
+    """A damaged file of which almost all of the few needed lines are bad."""
+    lines = [f'{{"asin": "C{number}", "title": "not needed"}}' for number in range(10_000)]
+    lines += [f'{{"asin": "B{number}", "title": cut' for number in range(19)]
+    lines.append('{"asin": "B19", "title": "x"}')
+    raw = RawFile(write_lines(tmp_path / "m", lines))
+    with pytest.raises(DataError, match=r"m: 19 of 20 lines that were parsed cannot be used"):
+        read_items(raw, EDITIONS["2018"], {f"B{number}" for number in range(20)})
+    assert raw.not_needed == 10_000
 
 
 def test_plain_metadata_that_was_cut_off(tmp_path):
@@ -347,7 +437,9 @@ def test_what_is_left_out_is_told(tmp_path, capsys):
 
 @pytest.mark.parametrize("change, error, message", [
     ({"--edition": ["2015"]}, ConfigError, "--edition: '2015' is not known"),
-    ({"--name": ["../x"]}, ConfigError, "--name: '../x' is no name of a folder"),
+    *(({"--name": [name]}, ConfigError, f"--name: {re.escape(repr(name))} is no name of a data set")
+      for name in ("../x", "..", "", "a b", "a\nb", ".a", "a/b")),
+    ({"--binarize": ["nan"]}, ConfigError, "--binarize: nan is no rating"),
     ({"--name": []}, SystemExit, "2"),
     ({"--name": ["a", "b"]}, ConfigError, "--name: 2 given for 1 files"),
     ({"--meta": ["a", "b"]}, ConfigError, "--meta: 2 given for 1 files"),
@@ -373,7 +465,7 @@ def test_options_that_cannot_be(tmp_path, change, error, message):
             words += [option, *values]
     with pytest.raises(error, match=message):
         main(words)
-    assert not list(tmp_path.glob("out/*"))
+    assert not (tmp_path / "out").exists() or not listed(tmp_path / "out")
 
 
 def test_options_that_miss_something(tmp_path):
@@ -387,21 +479,23 @@ def test_options_that_miss_something(tmp_path):
         main([*words, "--require", "title"])
     with pytest.raises(DataError, match=r"none\.json: no such file"):
         main([*words, "--meta", str(tmp_path / "none.json")])
-    assert os.listdir(tmp_path) == ["x.csv"]
+    with pytest.raises(ConfigError, match="--name: d d has a name twice"):
+        main([*words[:4], str(path), str(path), "--name", "d", "d"])
+    assert listed(tmp_path) == ["x.csv"]
 
 
 def test_a_data_set_is_made_once_and_replaced_only_when_asked(tmp_path, capsys):
-    main(options(tmp_path, "--reviews-text"))
-    folder = tmp_path / "out" / "left"
+    words, folder = options(tmp_path), tmp_path / "out" / "left"
+    main([*words, "--reviews-text"])
     made = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
     assert set(made) == {"left.inter", "left.item", "left.prep.json", "left.reviews.parquet"}
-    main(options(tmp_path, "--reviews-text"))
+    main([*words, "--reviews-text"])
     assert "there already" in capsys.readouterr().out
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == made
-    with pytest.raises(DataError, match="a data set is there that other files or filters made"):
-        main(options(tmp_path))
+    with pytest.raises(DataError, match="another data set is there, made of other files or with other"):
+        main(words)
     (folder / "left.text.npy").touch()      # not ours: stays
-    main(options(tmp_path, "--overwrite"))
+    main([*words, "--overwrite"])
     assert sorted(os.listdir(folder)) == ["left.inter", "left.item", "left.prep.json", "left.text.npy"]
 
 
@@ -411,30 +505,102 @@ def test_a_bad_file_leaves_nothing_behind(tmp_path):
     path.write_bytes(gzip.compress(path.read_bytes())[:-9])
     with pytest.raises(DataError, match="not a complete gzip file"):
         main(words)
-    assert os.listdir(tmp_path / "out") == []
+    assert listed(tmp_path / "out") == []
+
+
+def test_a_data_set_of_others_is_refused_before_any_work(tmp_path):
+    words, other = options(tmp_path, count=2), tmp_path / "out" / "right" / "right.inter"
+    write_lines(other, ["user_id:token"])
+    with pytest.raises(DataError, match="right: another data set is there"):
+        main(words)
+    assert listed(tmp_path / "out") == ["right"] and other.read_text() == "user_id:token\n"
+
+
+def test_what_is_made_depends_on_the_files_and_on_what_may_be_bad(tmp_path, capsys):
+    words = options(tmp_path)
+    main(words)
+    with pytest.raises(DataError, match="another data set is there"):
+        main([*words, "--max-bad", "0.5"])
+    reviews = tmp_path / "r.json"
+    before = reviews.stat()
+    reviews.write_text(reviews.read_text().replace("5.0", "2.0"))       # of the same size
+    with pytest.raises(DataError, match="another data set is there"):
+        main(words)
+    main([*words, "--overwrite"])
+    assert ["A1", "B1", "2.0", "1300000003"] in rows_of(tmp_path / "out" / "left" / "left.inter")
+    assert reviews.stat().st_size == before.st_size
+
+
+def test_texts_of_a_pair_whose_names_begin_alike(tmp_path):
+    """And in a folder whose name is a pattern to those who look for one."""
+    words = options(tmp_path, "--common-users", "--reviews-text", "--output", str(tmp_path / "g[1]"), count=2)
+    lines = [review_line("2018", Rating("A2", "B1", 1.0, 5, "other text"))]
+    other = write_lines(tmp_path / "other.json", lines)
+    words[words.index("--reviews") + 2] = str(other)
+    words[words.index("--name") + 1:words.index("--name") + 3] = ["a", "a.b"]
+    main(words)
+    texts = {name: pl.read_parquet(tmp_path / "g[1]" / name / f"{name}.reviews.parquet", glob=False)
+             for name in ("a", "a.b")}
+    assert {name: table["review"].to_list() for name, table in texts.items()} == {
+        "a": ['say "so"'], "a.b": ["other text"]}
 
 
 SLOW = """
 import sys, time
+import polars
 from dataset_prep import pipeline
 from dataset_prep.cli import main
+
 def wait(*_):
     print("reached", flush=True)
     time.sleep(60)
-pipeline.write_dataset = wait
-main(sys.argv[1:])
+
+def write_and_wait(table, path, **options):
+    write(table, path, **options)
+    wait()
+
+write = polars.DataFrame.write_csv
+if sys.argv[1] == "within the writing":
+    polars.DataFrame.write_csv = write_and_wait
+else:
+    pipeline.write_dataset = wait
+main(sys.argv[2:])
 """
 
 
-def test_a_killed_run_leaves_no_data_set_and_the_next_one_cleans_up(tmp_path):
-    words = options(tmp_path, "--reviews-text")
-    with subprocess.Popen([sys.executable, "-c", SLOW, *words], stdout=subprocess.PIPE, text=True,
+def kill(place, words, meanwhile=None):
+    """Run a command in another process and kill it where it reached ``place``."""
+    with subprocess.Popen([sys.executable, "-c", SLOW, place, *words], stdout=subprocess.PIPE, text=True,
                           cwd=REPOSITORY, env=os.environ | {"PYTHONPATH": str(REPOSITORY)}) as process:
         assert process.stdout.readline() == "reached\n"
-        with pytest.raises(DataError, match="another process prepares this data set"):
-            main(words)
+        if meanwhile:
+            meanwhile()
         process.send_signal(signal.SIGKILL)
-    work = tmp_path / "out" / ".prepare-left"
-    assert list(work.glob("*.parquet")) and not (tmp_path / "out" / "left").exists()
+
+
+def test_a_killed_run_leaves_no_data_set_and_the_next_one_cleans_up(tmp_path):
+    words = options(tmp_path, "--reviews-text", "--common-users", count=2)
+    single = [*options(tmp_path), "--reviews-text", "--name", "right"]
+
+    def both_are_locked():
+        for other in (words, single):
+            with pytest.raises(DataError, match="another process prepares this data set"):
+                main(other)
+
+    kill("before the writing", words, both_are_locked)
+    work = tmp_path / "out" / ".prepare" / "left"
+    assert list(work.glob("*.parquet")) and os.listdir(tmp_path / "out") == [".prepare"]
     main(words)
-    assert os.listdir(tmp_path / "out") == ["left"]
+    assert listed(tmp_path / "out") == ["left", "right"]
+
+
+def test_a_run_that_was_killed_while_it_wrote_is_done_again(tmp_path):
+    words, folder = options(tmp_path), tmp_path / "out" / "left"
+    main([*words, "--reviews-text"])
+    kill("within the writing", [*words, "--overwrite"])
+    assert list(folder.glob(".*.tmp.*")) and not (folder / "left.inter").exists()
+    main(words)     # the very command, which asks for nothing to be replaced
+    assert sorted(os.listdir(folder)) == ["left.inter", "left.item", "left.prep.json"]
+    made = {path.name: path.read_bytes() for path in folder.glob("left.i*")}
+    main([*words, "--output", str(tmp_path / "new")])
+    assert made == {path.name: path.read_bytes() for path in (tmp_path / "new" / "left").glob("left.i*")}

@@ -4,7 +4,7 @@ from collections import Counter
 
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataset_prep.filters import (
@@ -18,6 +18,7 @@ from dataset_prep.filters import (
 )
 from recbole_mmdiff.errors import ConfigError, DataError
 
+UNHURRIED = settings(deadline=None)      # the machine may be busy
 IDS = pl.Categorical(pl.Categories("tests.ids"))
 SCHEMA = {"row": pl.UInt32, "user_id": IDS, "item_id": IDS, "rating": pl.Float32, "timestamp": pl.Int64}
 
@@ -51,11 +52,13 @@ def pair_lists(size=60):
     return st.lists(names, max_size=size, unique=True)
 
 
+@UNHURRIED
 @given(pair_lists(), st.integers(1, 5))
 def test_k_core_equals_a_slow_loop(rows, k):
     assert pairs(k_core(table(rows), k)) == slow_core(rows, k)
 
 
+@UNHURRIED
 @given(pair_lists(), pair_lists(), st.integers(0, 4))
 def test_common_core_is_the_largest_fix_point(left, right, k):
     found = [pairs(rows) for rows in common_core([table(left), table(right)], k)]
@@ -70,6 +73,7 @@ def test_common_core_is_the_largest_fix_point(left, right, k):
     assert found == lists
 
 
+@UNHURRIED
 @given(pair_lists(), pair_lists())
 def test_common_users(left, right):
     users = {user for user, _ in left} & {user for user, _ in right}
@@ -78,6 +82,7 @@ def test_common_users(left, right):
                                                for rows in (left, right)]
 
 
+@UNHURRIED
 @given(pair_lists(), st.integers(1, 5), st.sampled_from([0, 1]))
 def test_frequent_counts_once(rows, least, place):
     counts = Counter(row[place] for row in rows)
@@ -89,6 +94,7 @@ rated = st.lists(st.tuples(st.sampled_from("uvw"), st.sampled_from("ij"), st.int
                            st.integers(0, 3)), max_size=20)
 
 
+@UNHURRIED
 @given(rated, st.sampled_from(["first", "last"]))
 def test_duplicates_by_time_then_by_place(rows, keep):
     chosen = {}
@@ -143,6 +149,7 @@ def test_required_fields_must_all_be_there():
     assert set(kept["item_id"].cast(pl.String)) == {"j"}        # i has no image, k no metadata at all
 
 
+@UNHURRIED
 @given(rated, rated, st.integers(0, 2), st.integers(0, 3), st.booleans())
 def test_without_items_everything_worth_their_metadata_is_left(left, right, k, least, common):
     """What `prepare` relies on: the outcome without items has all that the outcome with them has."""
@@ -170,6 +177,9 @@ def test_an_empty_outcome_names_the_filter():
     ({"duplicates": "lst"}, "--duplicates: 'lst'.*did you mean 'last'"),
     ({"require": ("images",)}, "--require: 'images'.*did you mean 'image'"),
     ({"k_core": -1}, "--k-core: -1 is negative"),
+    ({"binarize": float("nan")}, "--binarize: nan is no rating"),
+    ({"positive": float("nan")}, "--positive: nan is no rating"),
+    ({"positive": float("inf")}, "--positive: inf is no rating"),
 ])
 def test_filters_that_cannot_be(options, message):
     with pytest.raises(ConfigError, match=message):

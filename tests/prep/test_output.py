@@ -74,7 +74,9 @@ def test_a_write_that_was_cut_off_begins_anew(tmp_path, monkeypatch, stop):
     monkeypatch.setattr(pl.DataFrame, "write_csv", killed)
     with pytest.raises(KeyboardInterrupt):
         write_dataset(folder, tables, RECIPE)
-    (folder / ".toy.0123456789ab.tmp.inter").touch()    # as a killed process leaves it
+    for temporary in ("toy.0123456789ab.tmp.inter", "toy.reviews.0123456789ab.tmp.parquet",
+                      "toy.prep.0123456789ab.tmp.json"):
+        (folder / f".{temporary}").touch()    # as a killed process leaves them
     monkeypatch.undo()
     assert read_record(folder) is None and not is_made(folder, RECIPE["recipe"], overwrite=False)
     assert {path.name for path in folder.glob("toy*")} <= {"toy.prep.json", "toy.item"}

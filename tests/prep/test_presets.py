@@ -69,6 +69,7 @@ def written(folder):
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_follows_its_paper(tmp_path, capsys, name):
+    """The rules are our reading of the papers, whose own files are not to be had, as plain loops."""
     preset, raw, output = PRESETS[name], tmp_path / "raw", tmp_path / "dataset"
     domains = write_preset(raw, preset)
     expected = RULES[name.partition("-")[0]](domains)
@@ -92,12 +93,39 @@ def test_a_preset_follows_its_paper(tmp_path, capsys, name):
             assert told[f"{domain.name} {what}"] == {"what": f"{domain.name} {what}", "ours": ours,
                                                      "paper": paper, "difference": ours / paper - 1}
             assert f"{paper:,}" in printed
+        if domain.sparsity is not None:
+            row = told[f"{domain.name} sparsity"]
+            assert row["ours"] == pytest.approx(1 - len(rows) / (counts["users"] * counts["items"]))
+            assert row["difference"] == pytest.approx(row["ours"] - domain.sparsity)
+            assert f"{domain.sparsity:.2%}" in printed
         if len(preset.domains) == 2:
             both = set.intersection(*({user for user, _ in rows} for rows in expected))
             assert told["users in both"]["ours"] == len(both)
             assert told["users in both"]["paper"] == preset.overlap
         assert (folder / f"{domain.name}.reviews.parquet").exists() == preset.texts
-    assert preset.note in printed
+        assert record["presets"][name]["own_filters"] is True
+    assert preset.note in printed and "other filters than the preset's" not in printed
+
+
+@pytest.mark.parametrize("domain", {domain.name: domain for preset in PRESETS.values()
+                                    for domain in preset.domains if domain.sparsity}.values(),
+                         ids=lambda domain: domain.name)
+def test_the_sparsity_of_a_paper_is_that_of_its_counts(domain):
+    counts = domain.published
+    sparsity = 1 - counts["ratings"] / (counts["users"] * counts["items"])
+    assert sparsity == pytest.approx(domain.sparsity, abs=1e-4)     # some are cut off and not rounded
+
+
+def test_the_notes_of_sieoug_are_true():
+    """Each speaks of the domains that the filter at 10 cannot give, and of no others."""
+    for name, preset in PRESETS.items():
+        if name.startswith("sieoug"):
+            assert ("contradicts itself" in preset.note) == (name != "sieoug-food-kitchen")
+            for domain in preset.domains:
+                users, items, ratings = domain.published.values()
+                a_user, an_item = ratings / users, ratings / items
+                few = f"{domain.category} has {a_user:.1f} ratings a user and {an_item:.1f} an item"
+                assert (few in preset.note) == (a_user < 10 or an_item < 10)
 
 
 def test_the_tasks_of_a_paper_share_their_data_sets(tmp_path, capsys):
@@ -114,7 +142,7 @@ def test_the_tasks_of_a_paper_share_their_data_sets(tmp_path, capsys):
     assert movies.stat().st_mtime_ns == before
     record = json.loads(movies.with_name("amazon2014-movies.prep.json").read_text())
     assert list(record["presets"]) == ["diffcdr-task1", "diffcdr-task2"]
-    with pytest.raises(DataError, match=r"amazon2014-movies: a data set is there that other.*--overwrite"):
+    with pytest.raises(DataError, match=r"amazon2014-movies: another data set is there.*--overwrite"):
         main(["amazon", "--preset", "diffcdr-task1", "--k-core", "7", *options])
     assert movies.stat().st_mtime_ns == before
     main(["amazon", "--preset", "diffcdr-task1", "--k-core", "7", "--overwrite", *options])
@@ -147,7 +175,7 @@ def test_without_the_published_core_it_is_computed(tmp_path):
     assert made == [rows, rows] and len(rows) < len(last_ratings(ratings))
 
 
-def test_a_preset_takes_other_filters_too(tmp_path):
+def test_a_preset_takes_other_filters_too(tmp_path, capsys):
     """Common users of a pair of which one published core is missing: the core is taken in both."""
     raw, output, preset = tmp_path / "raw", tmp_path / "dataset", PRESETS["mmdcdr-movie2music"]
     write_preset(raw, preset)
@@ -159,7 +187,9 @@ def test_a_preset_takes_other_filters_too(tmp_path):
         record = json.loads((output / domain.name / f"{domain.name}.prep.json").read_text())
         filters = record["recipe"]["filters"]
         assert (filters["first_core"], filters["require"], filters["common_users"]) == (5, ["title"], True)
+        assert record["presets"]["mmdcdr-movie2music"]["own_filters"] is False
         users.append({user for user, _ in written(output / domain.name)})
+    assert "Made with other filters than the preset's own, of which this note" in capsys.readouterr().out
     assert users[0] == users[1] and len(users[0]) == 30
 
 
@@ -208,3 +238,20 @@ def test_the_list_shows_every_preset_and_its_files(capsys):
         for domain in preset.domains:
             assert f"{domain.name} from " in text
             assert EDITIONS[preset.edition].full.format(domain.category) in text
+
+
+def test_a_lost_file_is_made_again(tmp_path, capsys):
+    raw, output = tmp_path / "raw", tmp_path / "g[2014]"     # a pattern for those who look for one
+    write_preset(raw, PRESETS["diffcdr-task1"])
+    words = ["amazon", "--preset", "diffcdr-task1", "--raw", str(raw), "--output", str(output)]
+    main(words)
+    path = output / "amazon2014-cds" / "amazon2014-cds.inter"
+    content = path.read_bytes()
+    path.unlink()
+    main(words)
+    assert path.read_bytes() == content
+    path.with_suffix(".item").unlink()
+    capsys.readouterr()
+    main(words)
+    assert f"{path.parent}: there already" not in capsys.readouterr().out
+    assert path.with_suffix(".item").exists()

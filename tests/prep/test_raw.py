@@ -69,8 +69,8 @@ def test_plain_and_gzip_equal_json_line_by_line(tmp_path, small_chunks, members)
     assert rows.rows() == by_json(lines)
     assert rows.schema == {"row": pl.UInt32, "user_id": pl.String, "item_id": pl.String, "rating": pl.Float32,
                            "timestamp": pl.Int64, "review": pl.String}
-    assert raw.record() == {"name": "named.json", "bytes": path.stat().st_size, "lines": 50, "left_out": {},
-                            "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    assert raw.record() == {"name": "named.json", "bytes": path.stat().st_size, "lines": 50, "not_needed": 0,
+                            "left_out": {}, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
 
 
 BAD = {
@@ -90,6 +90,8 @@ BAD = {
     "rating 6": (review(1, overall=6), "the rating is out of range"),
     "rating -1": (review(1, overall=-1), "the rating is out of range"),
     "NaN": (review(1, overall=float("nan")), "not JSON"),
+    "a rating of 400 digits": (review(1).replace("2.0", "1" + "0" * 400), "the rating is out of range"),
+    "a time of 400 digits": (review(1, unixReviewTime=10**400), "the time is out of range"),
     "1e400": (review(1).replace("2.0", "1e400"), "the rating is missing or not a number"),
     "no time": (review(1, unixReviewTime=None), "the time is missing or not a number"),
     "negative time": (review(1, unixReviewTime=-5), "the time is out of range"),
@@ -254,17 +256,48 @@ def test_too_many_bad_lines_are_another_layout(tmp_path):
     lines = [review(number) for number in range(196)] + [review(7, overall=9)] * 4
     path = write(tmp_path / "x.json", lines)
     assert read(path, max_bad=0.02)[1].height == 196
-    with pytest.raises(DataError, match=r"4 of 200 lines cannot be used, more than 1\.00% \(left out 4: the "
-                                        r"rating is out of range \(first: x\.json, line 197\)\).*--max-bad"):
+    with pytest.raises(DataError, match=r"4 of 200 lines that were parsed cannot be used, more than 1\.00% "
+                                        r"\(left out 4: the rating is out of range \(first: x\.json, line "
+                                        r"197\)\).*--max-bad"):
         read(path, max_bad=0.01)
 
 
-def test_another_layout_is_not_read_to_its_end(tmp_path, small_chunks):
+def test_another_layout_is_not_read_to_its_end(tmp_path, small_chunks, monkeypatch):
+    monkeypatch.setattr(module, "_EARLY", 1000)
     path = write(tmp_path / "x.json", ['{"rating": 5.0, "title": "x"}'] * 5000)
     raw = RawFile(path)
-    with pytest.raises(DataError, match="another layout"):
+    with pytest.raises(DataError, match=r"none of the first 1,0\d\d lines can be used .*another layout"):
         list(read_rows(raw, JsonReviews(NAMES)))
     assert raw.lines < 1200
+
+
+@pytest.mark.parametrize("place", ["start", "end"])
+def test_where_bad_lines_stand_does_not_matter(tmp_path, small_chunks, monkeypatch, place):
+    """Few of all lines are bad, but many of those that were read when they were."""
+    monkeypatch.setattr(module, "_EARLY", 10)
+    good, bad = [review(number) for number in range(2000)], ["not json"] * 15
+    lines = good[:5] + bad + good[5:] if place == "start" else good + bad
+    raw, rows = read(write(tmp_path / "x.json", lines), max_bad=0.01)
+    assert rows.height == 2000 and raw.skips.total == 15
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("zipped", [False, True])
+def test_another_encoding_is_named(tmp_path, encoding, zipped):
+    content = f"{review(1)}\n{review(2)}\n".encode(encoding)
+    path = tmp_path / "x.json"
+    path.write_bytes(gzip.compress(content) if zipped else content)
+    with pytest.raises(DataError, match=r"x\.json: is probably UTF-16 and not UTF-8; convert it"):
+        read(path)
+    with pytest.raises(DataError, match="is probably UTF-16"):
+        first_line(path)
+
+
+@pytest.mark.parametrize("start", ["<!DOCTYPE html>", "\ufeff\n  <html lang='en'>", "<?xml version='1.0'?>"])
+def test_a_web_page_is_named(tmp_path, start):
+    path = write(tmp_path / "x.json", [start, "<title>404</title>"])
+    with pytest.raises(DataError, match=r"x\.json: looks like a web page"):
+        read(path)
 
 
 def ratings(path, columns, header=False):
@@ -293,7 +326,7 @@ def test_ratings_of_all_editions(tmp_path, path_taken):
     ("A1,B1,nan,1", "the rating is missing"), ("A1,B1,5,inf", "the time is missing"),
     ("A1,B1,,1", "the rating or"),
     (",B1,5.0,1", "the user is missing"), ("A1,,5.0,1", "the item is missing"),
-    ('"A 1",B1,5.0,1', "the user holds"),
+    ('"A 1",B1,5.0,1', "the user holds"), ('"A1,B1,5.0,1', "not CSV"), ('"A1"x,B1,5.0,1', "not CSV"),
     ("A1,B1,7,1", "the rating is out of range"),
 ])
 def test_a_bad_rating_is_counted(tmp_path, path_taken, line, reason):
@@ -302,3 +335,10 @@ def test_a_bad_rating_is_counted(tmp_path, path_taken, line, reason):
     assert rows.rows() == [(1, "A0", "B0", 1.0, 5), (4, "A2", "B2", 2.0, 6)]
     (told, count), = raw.skips.as_dict().items()
     assert told.startswith(reason) and count == {"count": 1, "first": "x.csv, line 3"}
+
+
+def test_quotes_are_no_part_of_an_id(tmp_path, path_taken):
+    path = write(tmp_path / "x.csv", ["A0,B0,1.0,5", '"A1","B1",5.0,6', '"A2","B2","4.0","7"\r'])
+    raw, rows = ratings(path, ("user_id", "item_id", "rating", "timestamp"))
+    assert rows.rows() == [(1, "A0", "B0", 1.0, 5), (2, "A1", "B1", 5.0, 6), (3, "A2", "B2", 4.0, 7)]
+    assert not raw.skips.total
