@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import string
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from dataset_prep.encoders.base import Sample
 from dataset_prep.images import image_files
+from dataset_prep.prompt import Prompt
 from recbole_mmdiff.data.atomic import read_atomic, read_header
 from recbole_mmdiff.errors import ConfigError, DataError, suggest
 from recbole_mmdiff.files import sha256
@@ -19,8 +20,9 @@ from recbole_mmdiff.files import sha256
 if TYPE_CHECKING:
     import polars as pl
 
-PROMPTS = Path(__file__).with_name("prompts")
-DOMAINS = ("target", "source")
+#: protocols under which nothing that a tested user wrote in the target domain may be seen
+COLD = ("cold_start_users", "cold_start_items")
+_READERS = 8     # threads that read images
 _BLOCK = 4096    # users whose reviews are read at once when all texts are gone through
 
 
@@ -47,67 +49,18 @@ def texts_of(inputs: Inputs) -> Iterator[str]:
                 yield sample.text
 
 
-class Prompt:
-    """A text with ``{name}`` places to fill in; braces that stand for themselves are doubled.
-
-    Only plain names are accepted: no attributes, indices, conversions or formats.
-    """
-
-    def __init__(self, template: str, where: str) -> None:
-        self.template, self.where = template, where
-        self.names: list[str] = []
-        try:
-            parts = list(string.Formatter().parse(template))
-        except ValueError as error:
-            raise DataError(f"{where}: not a prompt ({error}); write {{{{ and }}}} for braces that "
-                            f"stand for themselves") from error
-        for _, name, form, conversion in parts:
-            if name is None:
-                continue
-            if form or conversion or not name.isidentifier():
-                raise DataError(f"{where}: {{{name}}} is not accepted with attributes, indices, "
-                                f"conversions or formats; write {{column}} with a plain name")
-            self.names.append(name)
-        if not self.names:
-            raise DataError(f"{where}: has no {{place}} to fill in, so every text would be the same")
-
-    @classmethod
-    def read(cls, path: str | Path) -> Prompt:
-        """The prompt in a UTF-8 file, without white space around it."""
-        try:
-            return cls(Path(path).read_text(encoding="utf-8").strip(), str(path))
-        except OSError as error:
-            raise DataError(f"--prompt: {path} cannot be read ({error.strerror})") from error
-        except UnicodeDecodeError as error:
-            raise DataError(f"--prompt: {path} is not UTF-8 text ({error})") from error
-
-    def check(self, known: Sequence[str]) -> None:
-        """Raises DataError for a place that none of the ``known`` names fills."""
-        for name in self.names:
-            if name not in known:
-                raise DataError(f"{self.where}: {{{name}}} is unknown, there are "
-                                f"{', '.join(known)}{suggest(name, known)}")
-
-    def fill(self, values: Mapping[str, str]) -> str:
-        """The prompt with its places filled."""
-        return "".join(literal + (values[name] if name is not None else "")
-                       for literal, name, _, _ in string.Formatter().parse(self.template))
-
-    def describe(self) -> dict[str, str]:
-        return {"prompt": self.template,
-                "prompt_sha256": hashlib.sha256(self.template.encode()).hexdigest()}
-
-
 class Items:
     """The items of ``NAME.item`` in the order of the file: their text, and where their images lie.
 
     The text is ``fields`` (by default every ``token_seq`` column) joined by ``separator``, empty
     ones left out; or ``prompt`` with the item's columns filled in, and with ``{text}`` standing for
-    the joined fields. ``max_characters`` cuts every cell. Columns stay unused where neither fields
-    nor prompt name them. An item says nothing (``Sample.blank``) if all cells used are empty.
+    the joined fields, also where a column is called text. ``max_characters`` cuts every cell.
+    Columns stay unused where neither fields nor prompt name them. An item says nothing
+    (``Sample.blank``) if all cells used are empty.
 
     Raises:
-        DataError: no such file, a column or an item that it lacks or has twice.
+        ConfigError: a field is named twice.
+        DataError: no such file or no item in it, a column that it lacks, or an item that it has twice.
     """
 
     def __init__(self, folder: Path, fields: Sequence[str] | None = None, separator: str = ". ",
@@ -122,14 +75,16 @@ class Items:
             if field not in names:
                 raise DataError(f"--fields: {path} has no column {field!r}, only {', '.join(names)}"
                                 f"{suggest(field, names)}")
+            if fields.count(field) > 1:
+                raise ConfigError(f"--fields: {field!r} stands twice; name each column once")
         if prompt:
-            prompt.check(["text", *names])
-        used = [*fields, *(prompt.names if prompt else ())]
+            prompt.check(list(dict.fromkeys(["text", *names])))
+        places = [name for name in prompt.names if name != "text"] if prompt else []
+        used = dict.fromkeys([*fields, *places])
         frame = read_atomic(path, {"item_id", *used}, {"item_id"})
         self.tokens: list[str] = frame["item_id"].tolist()
         _check_once(path, self.tokens)
-        self._cells = {name: _as_text(frame[name], max_characters) for name in dict.fromkeys(used)
-                       if name in names}
+        self._cells = {name: _as_text(frame[name], max_characters) for name in used}
         self._fields, self._separator, self._prompt = list(fields), separator, prompt
         self._max_characters = max_characters
         self._images = image_files(images) if images else {}
@@ -142,7 +97,7 @@ class Items:
         text = self._separator.join(filter(None, (cells[field] for field in self._fields)))
         used = cells
         if self._prompt:
-            values = {"text": text, **cells}
+            values = {**cells, "text": text}
             used = {name: values[name] for name in self._prompt.names}
             text = self._prompt.fill(values)
         token = self.tokens[row]
@@ -150,19 +105,26 @@ class Items:
 
     def describe(self) -> dict[str, Any]:
         described = {"fields": self._fields, "separator": self._separator,
-                     "max_characters": self._max_characters}
+                     "max_characters": self._max_characters} if self._cells else {}
         return {**described, **(self._prompt.describe() if self._prompt else {})}
 
     def digest(self) -> str:
         digest = hashlib.sha256()
-        for start in range(0, len(self.tokens), _BLOCK):
-            for sample in self.part(start, start + _BLOCK):
-                place = ""
-                if sample.image is not None:
-                    status = sample.image.stat()
-                    place = f"{sample.image.name} {status.st_size} {status.st_mtime_ns}"
-                digest.update(repr((sample.token, sample.text, place)).encode())
+        with ThreadPoolExecutor(_READERS) as readers:
+            for start in range(0, len(self.tokens), _BLOCK):
+                samples = self.part(start, start + _BLOCK)
+                images = readers.map(_checksum, [sample.image for sample in samples])
+                for sample, image in zip(samples, images, strict=True):
+                    digest.update(repr((sample.token, sample.text, image)).encode())
         return digest.hexdigest()
+
+
+def _checksum(image: Path | None) -> str:
+    """Of the contents, so that a copied data set is the same."""
+    try:
+        return sha256(image) if image else ""
+    except OSError as error:    # It will be left out, and be told.
+        return f"cannot be read: {error.strerror}"
 
 
 def _check_once(path: Path, tokens: Sequence[str]) -> None:
@@ -183,17 +145,21 @@ def _as_text(cells: Any, max_characters: int | None) -> list[str]:
 
 
 class Users:
-    """The users of ``NAME.reviews.parquet``: each one's latest reviews, the oldest of them first.
+    """The users of ``NAME.reviews.parquet``: each one's latest reviews, the newest of them first.
 
     The file holds ``user_id``, ``item_id``, ``timestamp`` and ``review``, a user's rows together,
     sorted by timestamp and item. ``reviews_per_user`` reviews a user, each cut to ``max_characters``, are
-    joined by line breaks, or fill ``{reviews}`` of ``prompt``.
+    joined by line breaks, or fill ``{reviews}`` of ``prompt``. What an encoder's maximum length cuts
+    off are the oldest.
 
     ``split``: the ``split.npz`` of a run. Reviews of the interactions that it holds out of this
-    ``domain`` are left out, as if they had never been written.
+    ``domain`` are left out, as if they had never been written. Under the protocols of cold starts
+    these are, in the target domain, all reviews of the validation and test users, also those of
+    rows that the run filtered out.
 
     Raises:
-        DataError: a file or column is missing, users are scattered, or the split is of other data.
+        DataError: a file or column is missing, there is no review, one has no user or item, users are
+            scattered, or the split is of other data.
     """
 
     def __init__(self, folder: Path, prompt: Prompt | None = None, reviews_per_user: int = 20,
@@ -207,6 +173,7 @@ class Users:
                             f"set is prepared")
         self._reviews = pl.scan_parquet(self._path)
         self._check_columns()
+        self._check_ids()
         if prompt:
             prompt.check(["reviews"])
         if (split is None) != (domain is None):
@@ -214,7 +181,8 @@ class Users:
         self._prompt, self._latest, self._max_characters = prompt, reviews_per_user, max_characters
         self._split, self._domain = split, domain
         self._find_users()
-        self._held_out = self._read_split() if split else None
+        self._held_out: dict[str, pl.DataFrame] = {}    # by the columns that they are told by
+        self._split_record = self._read_split() if split else {}
 
     def _check_columns(self) -> None:
         import polars as pl
@@ -228,6 +196,19 @@ class Users:
                 raise DataError(f"{self._path}: has no column {name!r}, only {', '.join(schema)}")
             if name != "timestamp" and schema[name] != pl.String:
                 raise DataError(f"{self._path}: the column {name} holds {schema[name]}, not text")
+
+    def _check_ids(self) -> None:
+        import polars as pl
+
+        names = ("user_id", "item_id")
+        empty = pl.any_horizontal(pl.col(names).fill_null("") == "")
+        found = self._reviews.select(names).with_row_index("row").filter(empty).head(1) \
+            .collect(engine="streaming")
+        for row, *ids in found.iter_rows():
+            name = next(name for name, token in zip(names, ids, strict=True) if not token)
+            raise DataError(f"{self._path}: row {row:,} (from 0) has no {name}; remove such rows")
+        if not self._reviews.select(pl.len()).collect().item():
+            raise DataError(f"{self._path}: has no reviews; prepare the data set again")
 
     def _find_users(self) -> None:
         """The users in the order of the file, and where the rows of each begin."""
@@ -243,23 +224,36 @@ class Users:
                             f"time; sort it by user_id, timestamp and item_id")
         self._starts = np.concatenate([[0], np.cumsum(runs["len"].to_numpy(), dtype=np.int64)])
 
-    def _read_split(self) -> pl.DataFrame:
+    def _read_split(self) -> dict[str, Any]:
+        """Find what is held out; the split's part of `describe`."""
         import polars as pl
 
-        from recbole_mmdiff.data.splits import SavedSplit
+        from recbole_mmdiff.data.splits import TEST, VALID, SavedSplit
 
         saved = SavedSplit.load(self._split)
-        user, item = (saved.user, saved.item) if self._domain == "target" else \
-            (saved.source_user, saved.source_item)
+        target = self._domain == "target"
+        user, item = (saved.user, saved.item) if target else (saved.source_user, saved.source_item)
         pairs = pl.DataFrame({"user_id": user.astype(str), "item_id": item.astype(str)}).unique()
+        self._held_out["user_id", "item_id"] = pairs
+        if target and saved.protocol in COLD:
+            cold = user[np.isin(saved.part, (VALID, TEST))].astype(str)
+            self._held_out["user_id",] = pl.DataFrame({"user_id": cold}).unique()
         keys = self._reviews.select("user_id", "item_id")
-        self.held_out = keys.join(pairs.lazy(), on=["user_id", "item_id"], how="semi") \
-            .select(pl.len()).collect(engine="streaming").item()
-        if pairs.height and not self.held_out:
+        found = keys.join(pairs.lazy(), on=["user_id", "item_id"], how="semi").unique()
+        matched, kept = (frame.select(pl.len()).collect(engine="streaming").item()
+                         for frame in (found, self._without_held_out(keys)))
+        if pairs.height and not matched:
             raise DataError(f"--split: none of the {pairs.height:,} {self._domain} interactions that "
                             f"{self._split} holds out is in {self._path.name}; is it the split of "
                             f"other data, or of the other --domain?")
-        return pairs
+        return {"split_protocol": saved.protocol, "split_digest": saved.digest(), "domain": self._domain,
+                "held_out_pairs": pairs.height, "held_out_pairs_found": matched,
+                "reviews_held_out": int(self._starts[-1]) - kept}
+
+    def _without_held_out(self, rows: pl.LazyFrame) -> pl.LazyFrame:
+        for columns, held_out in self._held_out.items():
+            rows = rows.join(held_out.lazy(), on=list(columns), how="anti", maintain_order="left")
+        return rows
 
     def part(self, start: int, stop: int) -> list[Sample]:
         import polars as pl
@@ -267,15 +261,12 @@ class Users:
         tokens = self.tokens[start:stop]
         first, last = self._starts[start], self._starts[start + len(tokens)]
         rows = self._reviews.slice(first, last - first).select("user_id", "item_id", "review")
-        if self._held_out is not None:
-            rows = rows.join(self._held_out.lazy(), on=["user_id", "item_id"], how="anti",
-                             maintain_order="left")
         text = pl.col("review").str.strip_chars()
-        rows = rows.with_columns(text if self._max_characters is None else
+        rows = self._without_held_out(rows).with_columns(text if self._max_characters is None else
                                  text.str.slice(0, self._max_characters)) \
             .filter(pl.col("review").fill_null("") != "")
         joined = rows.group_by("user_id", maintain_order=True).tail(self._latest) \
-            .group_by("user_id", maintain_order=True).agg(pl.col("review").str.join("\n")).collect()
+            .group_by("user_id", maintain_order=True).agg(pl.col("review").reverse().str.join("\n")).collect()
         texts = dict(joined.iter_rows())
         return [self._sample(token, texts.get(token, "")) for token in tokens]
 
@@ -286,10 +277,7 @@ class Users:
     def describe(self) -> dict[str, Any]:
         described = {"fields": ["review"], "reviews_per_user": self._latest,
                      "max_characters": self._max_characters}
-        if self._split:
-            described |= {"split_sha256": sha256(self._split), "domain": self._domain,
-                          "reviews_held_out": self.held_out}
-        return {**described, **(self._prompt.describe() if self._prompt else {})}
+        return {**described, **self._split_record, **(self._prompt.describe() if self._prompt else {})}
 
     def digest(self) -> str:
         # All else that the texts depend on is in `describe`.

@@ -19,17 +19,19 @@ class Processes:
     """This process among its fellows: ``rank`` of ``size``. One alone needs no torchrun."""
 
     def __init__(self) -> None:
-        self.rank = int(os.environ.get("RANK", 0))
         self.size = int(os.environ.get("WORLD_SIZE", 1))
+        # Clusters set RANK for purposes of their own, too.
+        self.rank = int(os.environ.get("RANK", 0)) if self.size > 1 else 0
+        self._group = None
 
     @contextmanager
     def joined(self) -> Iterator[None]:
-        """Join the others, who can then be waited for.
+        """Join the others, who can then be waited for; nothing happens where they are joined already.
 
         Raises:
             DataError: they cannot be found.
         """
-        if self.size == 1:
+        if self.size == 1 or self._group is not None:
             yield
             return
         import torch.distributed as dist
@@ -43,6 +45,7 @@ class Processes:
         try:
             yield
         finally:
+            self._group = None
             dist.destroy_process_group()
 
     def wait(self, meanwhile: Callable[[], object] = lambda: None) -> None:

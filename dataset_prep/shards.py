@@ -7,7 +7,6 @@ at all. When all are there they become the feature, and the folder goes.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import zipfile
@@ -15,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,6 +22,9 @@ from dataset_prep.batches import Encoded
 from recbole_mmdiff.data.features import FeatureFile, feature_path, read_manifest, write_features
 from recbole_mmdiff.errors import DataError
 from recbole_mmdiff.files import write_atomically, write_json
+
+if TYPE_CHECKING:
+    from dataset_prep.processes import Processes
 
 _SHOWN = 5    # tokens named in a manifest
 
@@ -41,12 +43,6 @@ class Plan:
     dtype: str
 
     @property
-    def fingerprint(self) -> str:
-        """Equal for equal inputs, settings and stored numbers, however they are cut into shards."""
-        content = {"settings": self.settings, "dtype": self.dtype}
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-    @property
     def shards(self) -> int:
         return -(-len(self.tokens) // self.shard_size)
 
@@ -60,9 +56,9 @@ class Plan:
         return sum(stop - start for start, stop in map(self.bounds, shards))
 
     def record(self) -> dict[str, Any]:
-        """Plain values, for comparing with those of another run."""
-        return {**self.settings, "store": self.dtype, "inputs": len(self.tokens),
-                "shard_size": self.shard_size}
+        """What the feature depends on, as JSON gives it back: equal for equal inputs, settings and
+        stored numbers, however they are cut into shards."""
+        return json.loads(json.dumps({**self.settings, "store": self.dtype, "inputs": len(self.tokens)}))
 
 
 class Work:
@@ -73,63 +69,85 @@ class Work:
         self.dataset = folder.name
         npy = feature_path(folder, folder.name, modality, "npy")
         self.folder = npy.with_name(f".{npy.stem}.shards")
+        self._plan_file = self.folder / "plan.json"
+        self._wanted = {**plan.record(), "shard_size": plan.shard_size}
+
+    def _begun(self) -> tuple[dict[str, Any] | None, bool]:
+        """The plan of the work that was begun, if any, and whether a restart began it."""
+        if not self._plan_file.is_file():
+            return None, False
+        plan = json.loads(self._plan_file.read_text(encoding="utf-8"))
+        return plan, plan.pop("restart", False)
 
     def is_finished(self) -> bool:
-        """Whether the feature is there, made by this very plan.
+        """Whether the feature is there, made by this very plan, and no restart of it was cut short.
 
         Raises:
             DataError: there is a feature of that name that was made otherwise, or is damaged.
         """
         path = feature_path(self._target, self.dataset, self.modality, "json")
-        if not path.is_file():
+        begun, restarted = self._begun()
+        if not path.is_file() or (restarted and begun == self._wanted):
             return False
-        if read_manifest(path, self.modality).get("fingerprint") == self.plan.fingerprint:
-            self.feature()
-            return True
-        raise DataError(f"{path}: the feature {self.modality!r} exists, made of other inputs or with "
-                        f"other settings; --restart replaces it, another --modality keeps it")
+        manifest = read_manifest(path, self.modality)
+        if changes := _changes(manifest.get("plan", manifest), self.plan.record()):
+            raise DataError(f"{path}: the feature {self.modality!r} exists, made of other inputs or with "
+                            f"other settings: {changes}; --restart replaces it, another --modality keeps it")
+        self.feature()
+        return True
 
     def feature(self) -> FeatureFile:
         """The finished feature."""
         return FeatureFile.open(self._target, self.dataset, self.modality)
 
     @contextmanager
-    def lock(self, rank: int) -> Iterator[None]:
-        """Hold this process's part of the work; DataError when another run holds it."""
+    def lock(self, processes: Processes) -> Iterator[None]:
+        """Hold this process's part of the work. A failure before a shard is done leaves no trace.
+
+        Raises:
+            DataError: another run holds it.
+        """
         from filelock import FileLock, Timeout
 
         self.folder.mkdir(exist_ok=True)
         try:
-            with FileLock(self.folder / f"process{rank}.lock", timeout=0):
-                yield
+            held = FileLock(self.folder / f"process{processes.rank}.lock").acquire(timeout=0)
         except Timeout as error:
             raise DataError(f"{self.folder}: another run encodes this feature now; wait for it or "
                             f"choose another --modality") from error
+        with held:
+            try:
+                yield
+            except BaseException:
+                # Not under the feet of others, who may be about to finish a shard.
+                if processes.size == 1 and not self.finished():
+                    self.discard()
+                raise
 
     def prepare(self, restart: bool) -> None:
-        """Continue the work that was begun, or begin it.
+        """Continue the work that was begun, or begin it. A restart that was cut short is continued.
 
         Raises:
-            DataError: it was begun with other inputs or settings and ``restart`` does not say that
-                it may be thrown away.
+            DataError: shards were finished with other inputs or settings, and ``restart`` does not
+                say that they may be thrown away.
         """
-        path = self.folder / "plan.json"
-        if restart:
-            for file in (path, *self.folder.glob("*.npz")):
-                file.unlink(missing_ok=True)
-        wanted = json.loads(json.dumps(self.plan.record()))
-        if not path.is_file():
-            write_json(wanted, path)
-        elif changes := _changes(json.loads(path.read_text(encoding="utf-8")), wanted):
-            raise DataError(f"{self.folder}: was begun otherwise: {changes}; --restart throws the "
-                            f"{len(self.finished())} finished shards away")
+        begun, restarted = self._begun()
+        if begun == self._wanted and (restarted or not restart):
+            return
+        if begun and not restart and (done := self.finished()):
+            raise DataError(f"{self.folder}: was begun otherwise: {_changes(begun, self._wanted)}; "
+                            f"--restart throws the {len(done)} finished shards away")
+        # The plan goes first and comes last: without it no shard counts.
+        for file in (self._plan_file, *self.folder.glob("*.npz")):
+            file.unlink(missing_ok=True)
+        write_json({**self._wanted, "restart": restart}, self._plan_file)
 
     def _path(self, shard: int) -> Path:
         return self.folder / f"{shard:05d}.npz"
 
     def finished(self) -> list[int]:
-        """The shards that are done."""
-        return [shard for shard in range(self.plan.shards) if self._path(shard).is_file()]
+        """The shards that are done, of whatever plan the work was begun with."""
+        return sorted(int(path.stem) for path in self.folder.glob("[0-9]*.npz"))
 
     def save(self, shard: int, encoded: Encoded) -> None:
         """Store what became of a shard's inputs.
@@ -159,10 +177,11 @@ class Work:
             raise DataError(f"{self._path(shard)}: is damaged ({error}); delete it and start "
                             f"again") from error
 
-    def merge(self) -> FeatureFile:
+    def merge(self, facts: Mapping[str, Any]) -> FeatureFile:
         """Make the feature of the finished shards, one in memory at a time, and drop the work.
 
-        The manifest holds the plan's settings, and what was left out and why.
+        The manifest holds the plan's settings, overlaid by ``facts`` on how they were carried out,
+        what was left out and why, and under ``plan`` what another run is compared with.
 
         Raises:
             DataError: no input has a vector.
@@ -181,12 +200,13 @@ class Work:
                     entry["first"].append(self.plan.tokens[place])
         tokens = [self.plan.tokens[row] for row in np.concatenate(rows)]
         if not tokens:
+            self.discard()
             raise DataError(f"{self._target}: none of the {len(self.plan.tokens):,} inputs has a "
                             f"vector: {_told(left_out)}")
-        feature = write_features(
-            self._target, self.dataset, self.modality, tokens, self._matrix(len(tokens), dim),
-            **self.plan.settings, inputs=len(self.plan.tokens), left_out=left_out, cut_to_max_length=cut,
-            fingerprint=self.plan.fingerprint)
+        manifest = {**self.plan.settings, **facts, "inputs": len(self.plan.tokens), "left_out": left_out,
+                    "cut_to_max_length": cut, "plan": self.plan.record()}
+        feature = write_features(self._target, self.dataset, self.modality, tokens,
+                                 self._matrix(len(tokens), dim), **manifest)
         self.discard()
         return feature
 
@@ -202,12 +222,16 @@ class Work:
 
     def discard(self) -> None:
         """Remove the folder."""
+        self._plan_file.unlink(missing_ok=True)    # First: what a kill leaves then is begun anew.
         # Where an open file cannot be removed (Windows), the lock stays behind and does no harm.
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What differs, "" if nothing does. Encoders have settings of their own: if they differ, only that."""
     changed = [key for key in dict.fromkeys([*now, *before]) if before.get(key) != now.get(key)]
+    if "encoder" in changed:
+        changed = ["encoder"]
     return ", ".join(f"{key} was {_short(before.get(key))} and is {_short(now.get(key))}"
                      for key in changed)
 

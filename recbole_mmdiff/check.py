@@ -24,7 +24,7 @@ def check(model=None, dataset=None, config_files=(), overrides=None) -> str:
     parts = prepare_data(config)
     if not config.cross_domain:
         return "\n".join([_domain_line("data set", parts.test, _totals(parts)),
-                          *_split_lines(parts)])
+                          *_features(parts.test), *_split_lines(parts)])
     source = parts.observed.source
     return "\n".join([
         _domain_line("source", source, parts.observed.totals["source"]), *_features(source),

@@ -80,6 +80,14 @@ def test_coverage_of_features(printed, tiny_pair, atomic, tmp_path):
     assert text.count(" item features ") == 1
 
 
+def test_coverage_of_features_in_one_domain(printed, tiny_pair, atomic, tmp_path):
+    atomic.write(tmp_path, "tgt", tiny_pair.target_rows)
+    items = sorted({row[1] for row in tiny_pair.target_rows})[:30]
+    write_features(tmp_path / "tgt", "tgt", "text", items, np.ones((30, 4), np.float32), encoder="ones")
+    text = printed("check", "--dataset=tgt", f"--data_path={tmp_path}")
+    assert "item features text (4 dimensions): 30 of 50 tokens" in text
+
+
 def test_mistakes_are_those_of_a_run(capsys, tiny_pair):
     assert main(words(tiny_pair.folder, test_user_ratio=0.001)) == 2
     assert "test_user_ratio" in capsys.readouterr().err

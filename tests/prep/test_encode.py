@@ -13,11 +13,11 @@ import torch
 import transformers
 from PIL import Image
 from test_inputs import by_hand, reviews, split_file, write_reviews
-from tiny_models import SENTENCES, WORDS, sentences, tiny_bert, tiny_llama, write_items
+from tiny_models import SENTENCES, WORDS, sentences, tiny_bert, tiny_clip, tiny_llama, write_items
 
 from dataset_prep import cli
 from dataset_prep.encode import encode
-from dataset_prep.inputs import PROMPTS
+from dataset_prep.prompt import PROMPTS
 from recbole_mmdiff.data.features import FeatureFile
 from recbole_mmdiff.errors import ConfigError, DataError
 
@@ -27,7 +27,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
-    return {"bert": tiny_bert(folder / "bert"), "llama": tiny_llama(folder / "llama", positions=512)}
+    return {"bert": tiny_bert(folder / "bert"), "llama": tiny_llama(folder / "llama", positions=512),
+            "clip": tiny_clip(folder / "clip")}
 
 
 def command(*words):
@@ -59,6 +60,57 @@ def test_the_command_and_its_record(models, tmp_path, capsys):
     first = {path.name: path.read_bytes() for path in folder.iterdir()}
     command(*words, "--restart")
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == first
+
+
+def pictured(folder):
+    """The sentences, and images of all but one item."""
+    (sentences(folder) / "images").mkdir()
+    for n in range(1, 12):
+        Image.new("RGB", (40, 30), (20 * n, 255 - 20 * n, 90)).save(folder / "images" / f"i{n}.png")
+    return folder
+
+
+def test_both_sides_of_clip_by_one_command(models, tmp_path, capsys):
+    folder = pictured(tmp_path / "toy")
+    command("--data", folder, "--encoder", "clip", "--model", models["clip"], "--fields", "title", "--images",
+            folder / "images", "--store", "float16", "--modality", "M")
+    told = capsys.readouterr().out
+    assert "toy.M-text.npy: 12 of 12 items x 24" in told and "toy.M-image.npy: 11 of 12 items x 24" in told
+    text, image = (FeatureFile.open(folder, "toy", f"M-{side}") for side in ("text", "image"))
+    for feature, side, options in ((text, "clip-text", {"fields": ["title"]}), (image, "clip-image", {})):
+        alone = encode(folder, side, model=models["clip"], store="float16", **options).feature
+        np.testing.assert_array_equal(feature.matrix, alone.matrix)
+        assert {**feature.manifest, "modality": ""} == {**alone.manifest, "modality": ""}
+    assert text.manifest["fields"] == ["title"]
+    assert not {"fields", "separator", "max_characters"} & set(image.manifest)
+    with pytest.raises(DataError, match=r"'clip-text' exists, .*fields was \['title'\] and is"):
+        command("--data", folder, "--encoder", "clip", "--model", models["clip"])
+
+
+@pytest.mark.parametrize("words, message", [
+    (["--entity", "user"], "--entity user: clip reads images"),
+    (["--split", "x"], "--split: has no meaning for items"),
+    (["--pooling", "mean"], "--pooling: the encoder 'clip-text' has no such option"),
+])
+def test_options_that_do_not_fit_clip(models, tmp_path, words, message):
+    folder = pictured(tmp_path / "toy")
+    with pytest.raises(ConfigError, match=message):
+        command("--data", folder, "--encoder", "clip", "--model", models["clip"], *words)
+    assert not list(folder.glob("*.npy"))
+
+
+def test_a_link_has_a_name_of_its_own(tmp_path):
+    folder, link = sentences(tmp_path / "v2"), tmp_path / "toy"
+    (folder / "v2.item").rename(folder / "toy.item")
+    link.symlink_to(folder)
+    assert encode(link, "lsa", dim=2).feature.path == link / "toy.lsa.npy"
+    other, second = sentences(tmp_path / "v3"), tmp_path / "more"
+    (other / "v3.item").rename(other / "more.item")
+    second.symlink_to(other)
+    joint = encode(link, "lsa", dim=2, fit_on=[second], modality="joint").feature
+    assert sorted(joint.manifest["fitted_on"]) == ["more", "toy"]
+    with pytest.raises(DataError, match="--fit-on: there is no folder"):
+        encode(link, "lsa", dim=2, fit_on=[tmp_path / "none"])
 
 
 def test_another_model_in_the_same_folder_is_noticed(models, tmp_path):
@@ -175,6 +227,21 @@ def test_users_through_a_language_model(models, tmp_path):
         np.testing.assert_allclose(row, ((states[1] + states[-1]) / 2)[0].mean(0), atol=1e-5)
 
 
+def test_what_users_are_told_about_splits(tmp_path, capsys):
+    rows = varied(reviews(), 0)
+    folder = write_reviews(tmp_path / "toy", rows)
+    words = ("--data", folder, "--encoder", "lsa", "--dim", "3", "--entity", "user")
+    command(*words, "--fit-on", write_reviews(tmp_path / "other", rows))
+    assert capsys.readouterr().out.count("do not use them for a domain that is validated or tested") == 1
+    for name, pairs in (("all", [rows[0][:2], rows[9][:2]]), ("some", [rows[0][:2], ("u00", "unseen")])):
+        split = split_file(tmp_path / name, pairs)
+        command(*words, "--split", split, "--domain", "target", "--modality", name)
+        told = capsys.readouterr().out
+        assert "do not use" not in told
+        assert ("--split: 1 of the 2 interactions held out have a review here" in told) == (name == "some")
+        assert FeatureFile.open(folder, "toy", name).manifest["held_out_pairs"] == 2
+
+
 def varied(rows, seed):
     draw = np.random.default_rng(seed)
     return [(*row[:4], " ".join(draw.choice(WORDS, size=6))) for row in rows]
@@ -200,15 +267,30 @@ def test_held_out_reviews_reach_no_vector_of_a_fitted_encoder(tmp_path):
     assert leaking.tokens != feature.tokens
 
 
+def torchrun(*words):
+    return subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m",
+         "recbole_mmdiff.cli", "prepare", "encode", *map(str, words)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=REPOSITORY, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+def test_torchrun_of_both_sides(models, tmp_path):
+    folder = pictured(tmp_path / "toy")
+    done = torchrun("--data", folder, "--encoder", "clip", "--model", models["clip"], "--shard-size", 3)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("of 12 items") == 2
+    for side in ("clip-text", "clip-image"):
+        alone = encode(folder, side, model=models["clip"], modality=f"{side}-alone", shard_size=3).feature
+        np.testing.assert_array_equal(FeatureFile.open(folder, "toy", side).matrix, alone.matrix)
+
+
 @pytest.mark.slow
 def test_torchrun(models, tmp_path):
     folder, alone = (write_items(tmp_path / name / "toy", [(f"i{n}", f"{SENTENCES[n % 12]} cat", "")
                                                            for n in range(60)]) for name in ("a", "b"))
     options = ["--encoder", "text", "--model", str(models["bert"]), "--shard-size", "7"]
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m",
-         "recbole_mmdiff.cli", "prepare", "encode", "--data", str(folder), *options],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=REPOSITORY, capture_output=True, text=True)
+    done = torchrun("--data", folder, *options)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("60 of 60 items") == 1
     command("--data", alone, *options)

@@ -1,13 +1,16 @@
 """What is encoded: texts of items, prompts, and reviews of users without what a split holds out."""
 
+import os
 from collections import defaultdict
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from tiny_models import write_items
 
-from dataset_prep.inputs import Items, Prompt, Users, texts_of
-from recbole_mmdiff.data.splits import TEST, VALID, SavedSplit
+from dataset_prep.inputs import Items, Users, texts_of
+from dataset_prep.prompt import Prompt
+from recbole_mmdiff.data.splits import FINETUNE, PROTOCOLS, TEST, UNUSED, VALID, SavedSplit
 from recbole_mmdiff.errors import ConfigError, DataError
 
 pl = pytest.importorskip("polars")
@@ -50,15 +53,30 @@ def test_prompts_are_filled(folder):
     assert all_of(Items(curly, prompt=Prompt("<{title}>", "here")))[0].text == "<{year} {0.x} %s>"
 
 
+@pytest.mark.parametrize("place", ["{title.__class__}", "{title[0]}", "{0}", "{}", "{!r}", "{title!r}",
+                                   "{title:>9999999}", "{title:{year}}", "{title!s:>9}"])
+def test_prompts_reach_no_further_than_plain_names(place):
+    with pytest.raises(DataError) as told:
+        Prompt(f"{{brand}}, {place}.", "here")
+    assert f"here: {place} is not accepted" in str(told.value)
+
+
 @pytest.mark.parametrize("template, message", [
-    ("{title.__class__}", "not accepted"), ("{title[0]}", "not accepted"), ("{0}", "not accepted"),
-    ("{}", "not accepted"),
-    ("{title!r}", "not accepted"), ("{title:>9999999}", "not accepted"), ("{title:{year}}", "not accepted"),
     ("{title", "not a prompt"), ("title}", "not a prompt"), ("no place {{title}}", "has no {place}"),
 ])
-def test_prompts_reach_no_further_than_plain_names(template, message):
+def test_what_is_no_prompt(template, message):
     with pytest.raises(DataError, match=f"here: .*{message}"):
         Prompt(template, "here")
+
+
+def test_a_column_called_text(tmp_path):
+    """{text} is the joined fields all the same; the column is reached as a field."""
+    folder = write_items(tmp_path / "toy", [("a", "Heat", "long"), ("b", "", "only")],
+                         ("item_id:token", "title:token_seq", "text:token_seq"))
+    samples = all_of(Items(folder, ["title"], prompt=Prompt("<{text}>", "here")))
+    assert [(sample.text, sample.blank) for sample in samples] == [("<Heat>", False), ("<>", True)]
+    assert all_of(Items(folder, prompt=Prompt("<{text}>", "here")))[0].text == "<Heat. long>"
+    assert all_of(Items(folder, ["text"]))[1].text == "only"
 
 
 def test_unknown_places_and_fields(folder, tmp_path):
@@ -66,6 +84,8 @@ def test_unknown_places_and_fields(folder, tmp_path):
         Items(folder, prompt=Prompt("{titel}", "here"))
     with pytest.raises(DataError, match="has no column 'genres', only title, year"):
         Items(folder, ["genres"])
+    with pytest.raises(ConfigError, match="--fields: 'title' stands twice"):
+        Items(folder, ["title", "year", "title"])
     with pytest.raises(DataError, match="cannot be read"):
         Prompt.read(tmp_path / "none.txt")
     (tmp_path / "latin.txt").write_bytes(b"\xff{title}")
@@ -76,6 +96,8 @@ def test_unknown_places_and_fields(folder, tmp_path):
         Items(twice)
     with pytest.raises(DataError, match="cannot be read"):
         Items(tmp_path / "nothing")
+    with pytest.raises(DataError, match="holds a header but no rows"):
+        Items(write_items(tmp_path / "none", [], HEAD))
 
 
 def test_the_digest_tells_texts_tokens_and_images_apart(folder, tmp_path):
@@ -85,11 +107,23 @@ def test_the_digest_tells_texts_tokens_and_images_apart(folder, tmp_path):
     plain = Items(folder).digest()
     assert Items(folder).digest() == plain
     pictured = Items(folder, images=images).digest()
-    (images / "a.png").write_bytes(b"12345")
+    (images / "a.png").write_bytes(b"5678")
     renamed = write_items(tmp_path / "x" / "toy", [("B", *ROWS[0][1:]), *ROWS[1:]], HEAD)
     others = [Items(folder, separator=", ").digest(), pictured, Items(folder, images=images).digest(),
               Items(renamed).digest()]
     assert len({plain, *others}) == 5
+
+
+def test_a_copied_data_set_is_the_same(folder, tmp_path):
+    """Times are no part of it; contents of the same size and time are."""
+    digests = []
+    for name, content, seconds in (("one", b"1234", 1), ("two", b"1234", 2), ("three", b"4321", 2)):
+        images = tmp_path / name
+        images.mkdir()
+        (images / "a.png").write_bytes(content)
+        os.utime(images / "a.png", (seconds, seconds))
+        digests.append(Items(folder, images=images).digest())
+    assert digests[0] == digests[1] != digests[2]
 
 
 # Users
@@ -120,7 +154,7 @@ def by_hand(rows, latest, characters, held_out=()):
         texts[user]    # a user without a review is there too
         if review.strip() and (user, item) not in held_out:
             texts[user].append(review.strip()[:characters])
-    return {user: "\n".join(found[-latest:]) for user, found in texts.items()}
+    return {user: "\n".join(found[-latest:][::-1]) for user, found in texts.items()}
 
 
 def test_users_are_their_latest_reviews(tmp_path):
@@ -137,7 +171,7 @@ def test_users_are_their_latest_reviews(tmp_path):
     assert all_of(prompted)[5].text == f"Likes: {expected[users.tokens[5]]}."
 
 
-def split_file(path, target, source=()):
+def split_file(path, target, source=(), protocol="ratio", parts=(TEST, VALID)):
     def columns(pairs):
         return [np.array([pair[place] for pair in pairs], dtype=str) for place in (0, 1)]
 
@@ -145,8 +179,8 @@ def split_file(path, target, source=()):
     if source:
         more = dict(zip(("source_user", "source_item"), columns(source), strict=True))
         more["source_part"] = np.full(len(source), VALID)
-    SavedSplit("ratio", np.array([], dtype=str), *columns(target),
-               np.array([TEST, VALID] * len(target))[:len(target)], **more).save(path)
+    SavedSplit(protocol, np.array([], dtype=str), *columns(target),
+               np.resize(parts, len(target)), **more).save(path)
     return path
 
 
@@ -158,13 +192,50 @@ def test_a_split_leaves_out_what_it_holds_out(tmp_path):
     users = Users(folder, split=split, domain="target")
     assert {sample.token: sample.text for sample in all_of(users)} == by_hand(rows, 20, 1000, held_out)
     assert all(sample.blank for sample in all_of(users)[:5])
-    assert users.held_out == users.describe()["reviews_held_out"] == len(held_out)
+    told = users.describe()
+    assert told["held_out_pairs"] == told["held_out_pairs_found"] == told["reviews_held_out"] == len(held_out)
     source = Users(folder, split=split, domain="source")
     assert {sample.token: sample.text for sample in all_of(source)} == by_hand(rows, 20, 1000, {rows[-2][:2]})
     # What the reviews held out say must not matter.
     changed = [(*row[:4], "TELLTALE" if row[:2] in held_out else row[4]) for row in rows]
     again = Users(write_reviews(tmp_path / "changed" / "toy", changed), split=split, domain="target")
     assert all_of(again) == all_of(users)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_what_a_protocol_holds_out(tmp_path, protocol):
+    """Of cold users nothing is left in the target domain, whatever the run's filters dropped."""
+    rows = reviews()
+    folder = write_reviews(tmp_path / "toy", rows)
+    of = {user: [row[:2] for row in rows if row[0] == user] for user in ("u02", "u05", "u07", "u09")}
+    listed = [of["u02"][0], of["u05"][-1], of["u07"][0], of["u09"][0], ("u02", "filtered"), ("u99", "i1")]
+    parts = [TEST, VALID, UNUSED, FINETUNE, TEST, TEST]
+    assert all(len(pairs) > 1 for pairs in of.values())
+    split = split_file(tmp_path / "split.npz", listed, protocol=protocol, parts=parts)
+    users = Users(folder, split=split, domain="target")
+    held_out = set(listed)
+    if protocol.startswith("cold"):
+        held_out |= {*of["u02"], *of["u05"]}
+    assert {sample.token: sample.text for sample in all_of(users)} == by_hand(rows, 20, 1000, held_out)
+    told = users.describe()
+    assert (told["split_protocol"], told["held_out_pairs"], told["held_out_pairs_found"]) == (protocol, 6, 4)
+    assert told["reviews_held_out"] == sum(row[:2] in held_out for row in rows)
+    assert told["split_digest"] == SavedSplit.load(split).digest()
+
+
+def test_the_digest_of_a_split():
+    """The same for the same rows in any order and type; another for any other."""
+    split = SavedSplit("ratio", np.array(["b", "a"]), np.array(["a", "b", "a"]), np.array(["x", "x", "y"]),
+                       np.array([TEST, VALID, TEST]), np.array(["s"]), np.array(["t"]), np.array([VALID]))
+    same = SavedSplit("ratio", np.array(["a", "b"], dtype="U9"), np.array(["b", "a", "a"], dtype=object),
+                      np.array(["x", "y", "x"]), np.array([VALID, TEST, TEST], dtype=np.int8),
+                      np.array(["s"]), np.array(["t"]), np.array([VALID], dtype=np.int8))
+    assert split.digest() == same.digest() and len(split.digest()) == 64
+    changes = [{"protocol": "benchmark"}, {"linked": np.array(["a"])},
+               {"part": np.array([VALID, TEST, TEST])}, {"item": np.array(["y", "y", "x"])},
+               {"source_user": np.array(["r"])}, {"source_gone": np.array(["a"])},
+               {"target_gone": np.array(["a"])}]
+    assert len({split.digest(), *(replace(split, **change).digest() for change in changes)}) == 8
 
 
 def test_splits_of_other_data(tmp_path):
@@ -176,7 +247,23 @@ def test_splits_of_other_data(tmp_path):
         Users(folder, split=other)
     with pytest.raises(DataError, match="is not a saved split"):
         Users(folder, split=folder / "toy.reviews.parquet", domain="target")
-    assert Users(folder, split=other, domain="source").held_out == 0    # whole under most protocols
+    source = Users(folder, split=other, domain="source")    # whole under most protocols
+    assert source.describe()["reviews_held_out"] == 0
+
+
+def test_reviews_without_text_user_or_item(tmp_path):
+    rows = [("a", "i", 1.0, 1, None), ("a", "j", 1.0, 2, "fine"), ("b", "i", 1.0, 1, None)]
+    samples = all_of(Users(write_reviews(tmp_path / "null", rows)))
+    assert [(sample.text, sample.blank) for sample in samples] == [("fine", False), ("", True)]
+    for number, (place, value) in enumerate([(0, None), (0, ""), (1, None), (1, "")]):
+        changed = [*rows, ("c", "j", 1.0, 1, "x")]
+        changed[2] = (*changed[2][:place], value, *changed[2][place + 1:])
+        with pytest.raises(DataError, match=rf"row 2 \(from 0\) has no {('user_id', 'item_id')[place]}"):
+            Users(write_reviews(tmp_path / f"bad{number}", changed))
+    pl.read_parquet(tmp_path / "null" / "null.reviews.parquet").clear() \
+        .write_parquet(tmp_path / "null" / "null.reviews.parquet")
+    with pytest.raises(DataError, match="parquet: has no reviews"):
+        Users(tmp_path / "null")
 
 
 def test_review_files_that_cannot_be_used(tmp_path):

@@ -12,12 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import slow_encoder
+from filelock import Timeout
 from slow_encoder import SlowEncoder, vector
 from tiny_models import SENTENCES, write_items
 
 from dataset_prep.batches import batches, encode_samples
+from dataset_prep.cli import main
 from dataset_prep.encode import encode
 from dataset_prep.encoders import ENCODERS, Sample
+from dataset_prep.shards import Work
 from recbole_mmdiff.errors import ConfigError, DataError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -122,14 +125,31 @@ def test_a_finished_feature_is_not_made_again(folder, monkeypatch):
     again = encode(folder, "slow", shard_size=7)    # another way to the same feature
     assert again.inputs == 0
     assert again.feature.path.stat().st_mtime_ns == before.st_mtime_ns
-    for change in ({"dim": 5}, {"store": "float16"}, {"separator": "-"}, {"normalize": True}):
-        with pytest.raises(DataError, match="exists, made of other inputs or with other settings; --restart"):
+    assert not again.made
+    for change, told in (({"dim": 5}, "components was 4 and is 5"), ({"normalize": True}, "normalize was"),
+                         ({"store": "float16"}, "store was 'float32' and is 'float16'"),
+                         ({"separator": "-"}, "separator was '. ' and is '-'")):
+        with pytest.raises(DataError, match=f"exists, made of .* settings: {told}.*; --restart"):
             encode(folder, "slow", **change)
     monkeypatch.undo()
     assert encode(folder, "slow", dim=5, restart=True).feature.matrix.shape[1] == 5
 
 
-class Interrupted(RuntimeError):
+def test_what_was_asked_is_compared_and_what_came_of_it_is_recorded(folder, monkeypatch):
+    """Newer libraries do not make a feature stale; what the model settles is not a change."""
+    monkeypatch.setattr(SlowEncoder, "versions", lambda self: {"numpy": "0.1"})
+    monkeypatch.setattr(SlowEncoder, "resolved", lambda self: {"scale": "as it was", "kernel": "fast"})
+    manifest = encode(folder, "slow").feature.manifest
+    assert (manifest["numpy"], manifest["scale"], manifest["kernel"]) == ("0.1", "as it was", "fast")
+    monkeypatch.undo()
+    assert not encode(folder, "slow").made
+    with pytest.raises(DataError, match="settings: components was 4 and is 5; --restart"):
+        encode(folder, "slow", dim=5)
+    with pytest.raises(DataError, match="settings: encoder was 'slow' and is 'lsa'; --restart"):
+        encode(folder, "lsa", dim=2, separator="-", modality="slow")
+
+
+class Interrupted(KeyboardInterrupt):
     pass
 
 
@@ -177,6 +197,85 @@ def test_changed_inputs_and_a_restart(folder, monkeypatch):
     check(outcome.feature, folder)
 
 
+def test_a_restart_begins_anew_and_can_be_continued(folder, monkeypatch):
+    for command in ({"restart": True}, {}):
+        with monkeypatch.context() as patch:    # unfinished, with the same settings
+            interrupted(patch, after=3)
+            with pytest.raises(Interrupted):
+                encode(folder, "slow", shard_size=SHARD, modality="other")
+        with monkeypatch.context() as patch:
+            interrupted(patch, after=4)
+            with pytest.raises(Interrupted):
+                encode(folder, "slow", shard_size=SHARD, modality="other", restart=True)
+        again = encode(folder, "slow", shard_size=SHARD, modality="other", **command)
+        assert again.made and again.inputs == ITEMS - 4 * SHARD
+        check(again.feature, folder)
+        (folder / "toy.other.json").unlink()
+
+
+@pytest.mark.parametrize("command", [{"restart": True}, {}])
+def test_a_finished_feature_whose_restart_was_cut_short(folder, monkeypatch, command):
+    encode(folder, "slow", dim=3, shard_size=SHARD)
+    for scale in (1.0, 2.0):
+        with monkeypatch.context() as patch:
+            interrupted(patch, after=4)
+            with pytest.raises(Interrupted):
+                encode(folder, "slow", shard_size=SHARD, scale=scale, restart=True)
+    with pytest.raises(DataError, match="components was 3 and is 4"):    # The restart was another.
+        encode(folder, "slow", shard_size=SHARD)
+    again = encode(folder, "slow", shard_size=SHARD, scale=2.0, **command)
+    assert again.made and again.inputs == ITEMS - 4 * SHARD and again.feature.manifest["scale"] == 2.0
+    assert not encode(folder, "slow", shard_size=SHARD, scale=2.0).made
+    assert encode(folder, "slow", shard_size=SHARD, scale=2.0, restart=True).inputs == ITEMS
+
+
+def test_a_failed_start_leaves_nothing(folder, monkeypatch):
+    interrupted(monkeypatch, after=0)
+    with pytest.raises(Interrupted):
+        encode(folder, "slow", shard_size=SHARD)
+    assert not list(folder.glob(".toy.*"))
+
+
+def test_a_start_killed_before_its_first_shard_is_in_nobodys_way(folder):
+    work = folder / ".toy.slow.shards"
+    process = start(folder, seconds=60)
+    deadline = time.monotonic() + 60
+    while not (work / "plan.json").is_file():
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    assert (work / "plan.json").is_file() and not list(work.glob("*.npz"))
+    assert encode(folder, "slow", dim=5).feature.matrix.shape[1] == 5
+
+
+def test_a_run_that_only_puts_together_says_so(folder, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        patch.setattr("dataset_prep.shards.write_features", None)
+        with pytest.raises(TypeError):
+            encode(folder, "slow")
+    main(["encode", "--data", str(folder), "--encoder", "slow"])
+    told = capsys.readouterr().out
+    assert "put together" in told and "finished already" not in told
+    check(encode(folder, "slow").feature, folder)
+
+
+def test_faults_within_are_not_taken_for_another_run(folder, monkeypatch):
+    def save(self, shard, encoded):
+        raise Timeout("another lock")
+
+    monkeypatch.setattr(Work, "save", save)
+    with pytest.raises(Timeout):
+        encode(folder, "slow")
+
+
+def test_the_folder_is_not_searched_after_every_shard(folder, monkeypatch):
+    looks, finished = [], Work.finished
+    monkeypatch.setattr(Work, "finished", lambda self: looks.append(self) or finished(self))
+    encode(folder, "slow", shard_size=1)
+    assert 0 < len(looks) < 5
+
+
 def test_a_damaged_shard_is_named(folder, monkeypatch):
     interrupted(monkeypatch, after=4)
     with pytest.raises(Interrupted):
@@ -203,6 +302,7 @@ def test_numbers_that_float16_cannot_hold(folder):
 def test_nothing_to_encode(tmp_path):
     with pytest.raises(DataError, match="none of the 2 inputs has a vector: 2 no text"):
         encode(write_items(tmp_path / "toy", [("a", "", ""), ("b", "", "")]), "slow")
+    assert not list((tmp_path / "toy").glob(".toy.*"))    # nothing to be kept
 
 
 # Processes
@@ -278,6 +378,24 @@ def test_two_processes_share_the_work(folder):
     assert [process.returncode for process in pair] == [0, 0], told
     assert f"encoded {ITEMS - done * SHARD:,} in" in told[0][0] and not told[1][0]
     check(encode(folder, "slow", shard_size=SHARD).feature, folder)
+
+
+def test_only_the_first_process_tells_of_a_finished_feature(folder, monkeypatch):
+    encode(folder, "slow")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in (0, 1):
+        monkeypatch.setenv("RANK", str(rank))
+        outcome = encode(folder, "slow")
+        assert outcome is None if rank else not outcome.made
+
+
+@pytest.mark.parametrize("size", [None, "1"])
+def test_a_rank_among_no_others(folder, monkeypatch, size):
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    if size:
+        monkeypatch.setenv("WORLD_SIZE", size)
+    check(encode(folder, "slow").feature, folder)
 
 
 def test_the_death_of_a_process_is_told(folder):
