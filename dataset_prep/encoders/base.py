@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+_NOISE = 0.01    # of the largest number of a vector: what two computations of it may differ by
 
 
 @dataclass(frozen=True)
@@ -49,15 +52,17 @@ class Encoder:
         libraries: packages whose versions the manifest tells.
         batch_size: samples a batch at most.
         max_length: tokens of a text that are read; None: all of them.
+        called: what messages call the model that it uses; None where a fault cannot be the model's.
     """
 
     uses: tuple[str, ...] = ("text",)
     prompted = False
     fitted = False
     entity = "item"
-    libraries: tuple[str, ...] = ("torch", "transformers")
+    libraries: tuple[str, ...] = ("torch", "transformers", "numpy")
     batch_size = 256
     max_length: int | None = None
+    called: str | None = None
 
     def lacks(self, sample: Sample) -> str | None:
         """Why the sample can have no vector, or None."""
@@ -78,13 +83,24 @@ class Encoder:
         """float32 (samples, dim), the images of the samples being open."""
         raise NotImplementedError
 
+    def probe(self, sample: Sample) -> None:
+        """Raise DataError if `encode` cannot be relied on; told an encodable sample before any is encoded."""
+
     def describe(self) -> dict[str, Any]:
         """What the vectors depend on, in plain values."""
         raise NotImplementedError
 
+    def resolved(self) -> dict[str, Any]:
+        """What `describe` leaves to the model, as it is in use; loads the model."""
+        return {}
+
     def versions(self) -> dict[str, str]:
-        """The versions of the libraries that it computes with."""
-        return {name: version(name) for name in self.libraries}
+        """The versions of the libraries that it computes with. Raises DataError if one is missing."""
+        try:
+            return {name: version(name) for name in self.libraries}
+        except PackageNotFoundError as error:
+            raise DataError(f"this encoder needs the package {error.name}: pip install {error.name}, or "
+                            f'pip install "recbole-mmdiff[features]"') from error
 
 
 class ModelEncoder(Encoder):
@@ -99,6 +115,10 @@ class ModelEncoder(Encoder):
 
     def __init__(self, model: str, revision: str | None = None, dtype: str = "auto",
                  device: str | None = None, trust_remote_code: bool = False) -> None:
+        if not str(model).strip():
+            raise ConfigError("--model: is empty; give a folder or a repository of the Hugging Face Hub")
+        self.called = f"--model {model}"
+        self._probed = False
         self.device = choose_device(device)
         self.dtype = choose_dtype(dtype, self.device)
         self.source = Source(str(model), revision, trust_remote_code)
@@ -107,6 +127,17 @@ class ModelEncoder(Encoder):
         dtype = str(self.dtype).removeprefix("torch.")
         return {**self.source.describe(), "compute_dtype": dtype}
 
+    def probe(self, sample: Sample) -> None:
+        """Once, encode the sample twice. Raises DataError if the vectors differ."""
+        if self._probed:
+            return
+        once, again = self.encode([sample]), self.encode([sample])
+        if np.abs(again - once).max() > _NOISE * np.abs(once).max():
+            raise DataError(f"{self.called}: gives another vector each time that it encodes "
+                            f"{sample.token!r}; use a model without chance in it (masked autoencoders hide "
+                            f"some of their input)")
+        self._probed = True
+
     def load(self, auto: Any, allowed: Sequence[str] = ()) -> torch.nn.Module:
         """The model, ready to use; ``auto`` is the Auto class that knows its kind.
 
@@ -114,14 +145,17 @@ class ModelEncoder(Encoder):
             DataError: it cannot be loaded, or lacks weights whose names hold none of ``allowed``.
         """
         model, info = self.source.load(auto, dtype=self.dtype, output_loading_info=True)
+        self.check_weights(model, info, allowed)
+        return model.eval().to(self.device)
+
+    def check_weights(self, model: torch.nn.Module, info: Mapping[str, Any], allowed: Sequence[str]) -> None:
+        """Raise DataError if ``info`` of loading tells of missing weights; see `load`."""
         # transformers fills what is missing with random numbers and only warns.
         missing = [name for name in sorted(info["missing_keys"])
                    if not any(part in name for part in allowed)]
         if missing:
-            raise DataError(f"--model {self.source.path}: lacks {len(missing)} weights of a "
-                            f"{type(model).__name__}, first {missing[0]!r}; is it a model for "
-                            f"another encoder?")
-        return model.eval().to(self.device)
+            raise DataError(f"{self.called}: lacks {len(missing)} weights of a {type(model).__name__}, "
+                            f"first {missing[0]!r}; is it a model for another encoder?")
 
 
 @dataclass(frozen=True)
@@ -150,7 +184,7 @@ class Source:
 
     def describe(self) -> dict[str, Any]:
         """Repository and commit, or the name of the folder and a checksum of what is in it."""
-        gguf = {"gguf": self.gguf} if self.gguf else {}
+        gguf = {"gguf_file": self.gguf} if self.gguf else {}
         if not self.local:
             return {"model": self.path, "revision": self.commit, **gguf}
         if self.revision is not None:
@@ -214,10 +248,55 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
 
 
-def token_counts(tokenizer: Any, texts: Sequence[str], **options: Any) -> list[int]:
-    """Tokens of each text, none cut off."""
+@contextmanager
+def loading_told() -> Iterator[list[tuple[torch.nn.Module, dict[str, Any]]]]:
+    """Every model that transformers loads meanwhile, and what it tells of the loading.
+
+    For libraries that load models and keep this to themselves.
+    """
+    from transformers import PreTrainedModel
+
+    told: list[tuple[torch.nn.Module, dict[str, Any]]] = []
+    original = vars(PreTrainedModel)["from_pretrained"]
+
+    def loaded(kind: type, *arguments: Any, **options: Any) -> torch.nn.Module:
+        told.append(original.__func__(kind, *arguments, **{**options, "output_loading_info": True}))
+        return told[-1][0]
+
+    PreTrainedModel.from_pretrained = classmethod(loaded)
+    try:
+        yield told
+    finally:
+        PreTrainedModel.from_pretrained = original
+
+
+def positions(model: torch.nn.Module) -> int | None:
+    """Tokens of a text that the model has positions for; None where it does not say."""
+    for name, part in model.named_modules():
+        if name.rpartition(".")[2] == "position_embeddings" and hasattr(part, "num_embeddings"):
+            # RoBERTa counts its positions from behind that of the padding.
+            return part.num_embeddings - (0 if part.padding_idx is None else part.padding_idx + 1)
+    stated = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return stated if stated and stated > 0 else None
+
+
+def special_tokens(tokenizer: Any, *further: str | None) -> re.Pattern[str]:
+    """Matches what the tokenizer would take for a special token in a text, and the ``further`` strings."""
+    names = {*tokenizer.all_special_tokens, *filter(None, further)}
+    names |= {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    # The longest first: one may begin another. Without any, a pattern that matches nothing.
+    return re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))) or "(?!)")
+
+
+def token_ids(tokenizer: Any, texts: Sequence[str], **options: Any) -> list[list[int]]:
+    """The tokens of each text, none cut off."""
     # Not verbose: it would warn of every text that is longer than the model takes.
-    return [len(ids) for ids in tokenizer(list(texts), verbose=False, **options)["input_ids"]]
+    return tokenizer(list(texts), verbose=False, **options)["input_ids"]
+
+
+def token_counts(tokenizer: Any, texts: Sequence[str]) -> list[int]:
+    """How many tokens each text has, none cut off."""
+    return [len(ids) for ids in token_ids(tokenizer, texts)]
 
 
 def to_numpy(vectors: torch.Tensor) -> np.ndarray:

@@ -47,10 +47,6 @@ class Lsa:
                             f"({weights.shape[0]:,}) and of terms ({weights.shape[1]:,})")
         return _finished(self._svd.fit_transform(weights))
 
-    def known_terms(self, texts: Sequence[str]) -> list[int]:
-        """How many terms of each text the space knows."""
-        return np.diff(self._terms.transform(texts).tocsr().indptr).tolist()
-
     def transform(self, texts: Sequence[str]) -> np.ndarray:
         """float32 (texts, dim); rows of unit length, or zero where the space holds nothing of them."""
         return _finished(self._svd.transform(self._terms.transform(texts)))
@@ -73,7 +69,7 @@ class LsaEncoder(Encoder):
     """
 
     fitted = True
-    libraries = ("scikit-learn", "scipy")
+    libraries = ("scikit-learn", "scipy", "numpy")
     batch_size = 4096
 
     def __init__(self, dim: int = 64) -> None:
@@ -88,9 +84,6 @@ class LsaEncoder(Encoder):
     def fit(self, texts: Iterable[str]) -> None:
         """Learn the space; texts that say nothing are passed over."""
         self._lsa.fit(text for text in texts if text.strip())
-
-    def lengths(self, samples: Sequence[Sample]) -> list[int]:
-        return self._lsa.known_terms([sample.text for sample in samples])
 
     def encode(self, samples: Sequence[Sample]) -> np.ndarray:
         return self._lsa.transform([sample.text for sample in samples])

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dataset_prep.encoders.base import ModelEncoder, Sample, Source, to_numpy, token_counts
+from dataset_prep.encoders.base import ModelEncoder, Sample, Source, special_tokens, to_numpy, token_counts
 from dataset_prep.encoders.language import POOLINGS, adds_special_tokens, pool_states, set_padding
 from recbole_mmdiff.errors import DataError, one_of
 
@@ -21,7 +21,7 @@ class MultimodalEncoder(ModelEncoder):
     The image and the prompt form the user's message in the model's chat template; ``pooling``
     averages over all its tokens, those of the image included (MuSiC, Eq. 1; see `pool_states`).
     ``without_image``: items without a usable image are left out (as in the paper), or encoded by
-    their ``text`` alone.
+    their ``text`` alone. Special tokens are replaced by a space where they stand in the prompt.
 
     Works with the models that transformers itself brings. MiniCPM-Llama3-V 2.5, which MuSiC names,
     is not one of them: its repository's own code was written for transformers 4 and takes its
@@ -31,7 +31,7 @@ class MultimodalEncoder(ModelEncoder):
 
     uses = ("image", "text")
     prompted = True
-    libraries = ("torch", "transformers", "pillow")
+    libraries = ("torch", "transformers", "tokenizers", "numpy", "pillow")
     batch_size = 8
 
     def __init__(self, model: str, pooling: str = "first_last_avg",
@@ -86,20 +86,25 @@ class MultimodalEncoder(ModelEncoder):
 
         texts = [self._message(sample) for sample in samples]
         images = [[sample.image] for sample in samples if sample.image is not None]
-        special = adds_special_tokens(self.processor.tokenizer, texts)
         inputs = self.processor(text=texts, images=images or None, padding=True, return_tensors="pt",
-                                add_special_tokens=special)
+                                add_special_tokens=self._adds_special)
         inputs = inputs.to(self.device, dtype=self.dtype)    # Whole numbers stay what they are.
         with torch.inference_mode():
             output = self.model(**inputs, output_hidden_states=True, use_cache=False)
             return to_numpy(pool_states(output.hidden_states, inputs["attention_mask"], self.pooling))
 
+    @cached_property
+    def _special(self):
+        # In a text the tokens of images and videos would stand for more of them.
+        return special_tokens(self.processor.tokenizer, getattr(self.processor, "image_token", None),
+                              getattr(self.processor, "video_token", None))
+
+    @cached_property
+    def _adds_special(self) -> bool:
+        return adds_special_tokens(self.processor.tokenizer, self._message(Sample("", "a")))
+
     def _message(self, sample: Sample) -> str:
-        text = sample.text
-        for name in ("image_token", "video_token"):    # In a text they would stand for more images.
-            if token := getattr(self.processor, name, None):
-                text = text.replace(token, " ")
-        content = [{"type": "text", "text": text}]
+        content = [{"type": "text", "text": self._special.sub(" ", sample.text)}]
         if sample.image is not None:
             content.insert(0, {"type": "image"})
         return self.processor.apply_chat_template([{"role": "user", "content": content}],

@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_models import SENTENCES, sentences, tiny_llama, tiny_llava, tiny_qwen, write_items
+from tiny_models import (
+    SENTENCES,
+    sentences,
+    tiny_bert,
+    tiny_clip,
+    tiny_llama,
+    tiny_llava,
+    tiny_qwen,
+    write_items,
+)
 
 from dataset_prep.encode import encode
 from dataset_prep.encoders import Sample, make_encoder
@@ -47,11 +56,15 @@ def llm_by_hand(tokenizer, model, text, pooling="first_last_avg", limit=None):
         return pooled_by_hand(model(input_ids=ids, output_hidden_states=True).hidden_states, pooling)
 
 
-@pytest.fixture(scope="module")
-def whole(llama):
+def loaded(folder):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(llama), AutoModelForCausalLM.from_pretrained(llama).eval()
+    return AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder).eval()
+
+
+@pytest.fixture(scope="module")
+def whole(llama):
+    return loaded(llama)
 
 
 @pytest.mark.parametrize("pooling", ["first_last_avg", "last_avg", "last_token"])
@@ -85,12 +98,45 @@ def test_the_command_on_items_under_a_prompt(llama, whole, tmp_path):
 def test_the_chat_template(tmp_path):
     template = "[BOS]{% for m in messages %}item {{ m['content'] }} [EOS]{% endfor %}"
     folder = tiny_llama(tmp_path / "chat", chat_template=template)    # its tokenizer begins with [BOS] too
-    chat, plain = (make_encoder("llm", model=folder, chat_template=which) for which in (True, False))
-    samples = [Sample("a", f"item {SENTENCES[1]} [EOS]")]
-    np.testing.assert_array_equal(chat.encode([Sample("a", SENTENCES[1])]), plain.encode(samples))
-    assert chat.lengths([Sample("a", SENTENCES[1])]) == plain.lengths(samples) == [3 + 17]
+    tokenizer, model = loaded(folder)
+    chat = make_encoder("llm", model=folder, chat_template=True)
+    expected = llm_by_hand(tokenizer, model, f"item {SENTENCES[1]} [EOS]")    # adds the one [BOS] itself
+    np.testing.assert_allclose(chat.encode([Sample("a", SENTENCES[1])]), [expected], atol=1e-5)
+    assert chat.lengths([Sample("a", SENTENCES[1])]) == [3 + 17]
+    # Cut, it loses words, not what the template puts behind them.
+    short = make_encoder("llm", model=folder, chat_template=True, max_length=9)
+    cut = " ".join(["item", *SENTENCES[1].split()[:6], "[EOS]"])
+    rows = short.encode([Sample("a", SENTENCES[1]), Sample("b", SENTENCES[2])])
+    np.testing.assert_allclose(rows, [llm_by_hand(tokenizer, model, text) for text in
+                                      (cut, f"item {SENTENCES[2]} [EOS]")], atol=1e-5)
+    with pytest.raises(ConfigError, match=r"--max-length: 3 leaves no token of the text, as 3.*at least 4"):
+        make_encoder("llm", model=folder, chat_template=True, max_length=3).encode(SAMPLES)
     with pytest.raises(ConfigError, match=r"--chat-template: .* has none"):
-        make_encoder("llm", model=tiny_llama(tmp_path / "plain"), chat_template=True).encode(samples)
+        make_encoder("llm", model=tiny_llama(tmp_path / "plain"), chat_template=True).encode(SAMPLES)
+
+
+@pytest.mark.parametrize("template", [None, "item {{ messages[0]['content'] }} [EOS]"])
+def test_special_tokens_in_a_text_are_words_of_no_meaning(tmp_path, template):
+    """Nor do they change what is done with the other texts of the batch."""
+    folder = tiny_llama(tmp_path / "llama", chat_template=template)
+    encoder = make_encoder("llm", model=folder, chat_template=bool(template))
+    samples = [Sample("a", "[BOS] red [EOS] cat"), Sample("b", "old ship"), Sample("c", "red cat")]
+    together = encoder.encode(samples)
+    np.testing.assert_allclose(together, [encoder.encode([sample])[0] for sample in samples], atol=1e-5)
+    np.testing.assert_allclose(together, encoder.encode(samples[::-1])[::-1], atol=1e-5)
+    np.testing.assert_allclose(together[0], together[2], atol=1e-5)
+    around = "item {} [EOS]" if template else "{}"
+    expected = [llm_by_hand(*loaded(folder), around.format(text)) for text in ("red cat", "old ship")]
+    np.testing.assert_allclose(together[:2], expected, atol=1e-5)
+
+
+def test_models_that_are_no_causal_language_models(llama, tmp_path):
+    with pytest.raises(DataError, match=r"a BertModel is no causal language model.*--encoder text"):
+        make_encoder("llm", model=tiny_bert(tmp_path / "bert")).encode(SAMPLES)
+    with pytest.raises(DataError, match=r"clip: cannot encode 'i\d+'.*is it a model for this encoder\?"):
+        encode(sentences(tmp_path / "toy"), "llm", entity="item", model=tiny_clip(tmp_path / "clip"))
+    # More than the model has positions for is not read, and told.
+    assert make_encoder("llm", model=llama, max_length=100).resolved() == {"max_length": 64}
 
 
 def test_bad_poolings_reviews_and_models(llama, tmp_path):
@@ -122,11 +168,12 @@ def test_a_real_language_model_out_of_a_gguf_file(smollm, tmp_path):
         ("b", "Toy Story", "A cowboy doll is threatened by a new spaceman."), ("c", "", "")])
     outcome = encode(folder, "llm", model=smollm, entity="item")
     assert outcome.feature.tokens == ("a", "b") and outcome.feature.matrix.shape == (2, 576)
-    assert outcome.feature.manifest["gguf"] == smollm.name
+    manifest = outcome.feature.manifest
+    assert manifest["gguf_file"] == smollm.name and {"gguf", "accelerate"} <= set(manifest)
     tokenizer = AutoTokenizer.from_pretrained(smollm.parent, gguf_file=smollm.name)
     model = AutoModelForCausalLM.from_pretrained(smollm.parent, gguf_file=smollm.name,
                                                  dtype=torch.float32).eval()
-    template = outcome.feature.manifest["prompt"]
+    template = manifest["prompt"]
     for row, text in zip(outcome.feature.matrix, (
             "Heat. Bank robbers feel the heat from the police.",
             "Toy Story. A cowboy doll is threatened by a new spaceman."), strict=True):
@@ -190,5 +237,14 @@ def test_items_without_an_image_or_text(chat_models, tmp_path):
     assert lenient.feature.tokens == ("a", "b")
     assert lenient.feature.manifest["left_out"] == {"no text and no image": {"count": 1, "first": ["c"]}}
     np.testing.assert_allclose(lenient.feature.matrix[0], paper.feature.matrix[0], atol=1e-6)
+    (folder / "images" / "b.png").write_bytes(b"")    # broken, which is not the same as missing
+    strict, lenient = (encode(folder, "mllm", model=chat_models["llava"], without_image=which, restart=True,
+                              modality=which).feature for which in ("leave_out", "text"))
+    assert strict.tokens == ("a",) and lenient.tokens == ("a", "b")
+    assert strict.manifest["left_out"]["the image is empty"] == {"count": 1, "first": ["b"]}
+    assert lenient.manifest["left_out"]["only the image, which is empty"] == {"count": 1, "first": ["b"]}
+    np.testing.assert_allclose(lenient.matrix[1], mllm_by_hand(
+        chat_models["llava"], lenient.manifest["prompt"].replace("{text}", "blue dog"), None,
+        "first_last_avg")[0], atol=1e-5)
     with pytest.raises(ConfigError, match="--without-image: 'txt' is not known"):
         encode(folder, "mllm", model=chat_models["llava"], without_image="txt")

@@ -1,12 +1,15 @@
 """Text encoders: sentence-transformers models as they are, others with a pooling."""
 
 import importlib.util
+import json
+import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tiny_models import SENTENCES, sentences, tiny_bert, write_items
+from tiny_models import SENTENCES, WORDS, sentences, tiny_bert, tiny_llama, tiny_vit, write_items
 
 from dataset_prep.encode import encode
 from dataset_prep.encoders import ENCODERS, Sample, encoder_class, make_encoder
@@ -75,6 +78,114 @@ def test_maximum_length_and_unit_length(bert, tmp_path):
     short = write_items(tmp_path / "short", [("x", " ".join(SENTENCES[5].split()[:5]), "")])
     row = encode(short, "text", model=bert, normalize=True).feature.matrix[0]
     np.testing.assert_allclose(outcome.feature.matrix[5], row, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind, own", [("Bert", 32), ("Roberta", 30)])
+def test_no_more_is_read_than_there_are_positions_for(tmp_path, kind, own):
+    """RoBERTa's positions begin behind that of its padding, which is token 1 here: 30 of 32 are left."""
+    model = tiny_bert(tmp_path / kind, kind, pad_token_id=1)
+    if kind == "Bert":
+        model = tiny_bert(tmp_path / "plain")
+    words = " ".join(WORDS[n % 20] for n in range(60))
+    encoder = make_encoder("text", model=model, max_length=1000)
+    rows = encoder.encode([Sample("long", words), Sample("short", " ".join(words.split()[:own - 2]))])
+    assert encoder.max_length == own == encoder.resolved()["max_length"]
+    np.testing.assert_allclose(rows[0], rows[1], atol=1e-6)
+    with pytest.raises(ConfigError, match=r"--max-length: 2 leaves no token of the text.*at least 3"):
+        make_encoder("text", model=model, max_length=2).encode([Sample("a", "red")])
+    one = make_encoder("text", model=model, max_length=3).encode([Sample("a", "red cat"), Sample("b", "red")])
+    np.testing.assert_allclose(one[0], one[1], atol=1e-6)
+
+
+def test_a_model_without_some_of_its_weights_is_refused(bert, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    model = shutil.copytree(bert, tmp_path / "bert")
+    weights = load_file(model / "model.safetensors")
+    unpooled = {name: value for name, value in weights.items() if "pooler" not in name}
+    save_file(unpooled, model / "model.safetensors", {"format": "pt"})
+    samples = [Sample("a", SENTENCES[1])]
+    np.testing.assert_array_equal(make_encoder("text", model=model).encode(samples),
+                                  make_encoder("text", model=bert).encode(samples))
+    del unpooled["encoder.layer.1.output.dense.weight"]
+    save_file(unpooled, model / "model.safetensors", {"format": "pt"})
+    with pytest.raises(DataError, match=r"bert: lacks 1 weights of a BertModel, first 'encoder\.layer\.1"):
+        make_encoder("text", model=model).encode(samples)
+
+
+def sentence_model(folder, bert):
+    from sentence_transformers import SentenceTransformer
+
+    SentenceTransformer(str(bert)).save(str(folder))
+    return folder
+
+
+def test_code_that_a_model_names_is_not_run_unasked(bert, tmp_path):
+    model = sentence_model(tmp_path / "model", bert)
+    (model / "foreign.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\nclass Part: pass\n")
+    parts = json.loads((model / "modules.json").read_text())
+    parts.append({"idx": len(parts), "name": str(len(parts)), "path": "", "type": "foreign.Part"})
+    (model / "modules.json").write_text(json.dumps(parts))
+    with pytest.raises(DataError, match=r"(?s)cannot be loaded.*foreign\.Part.*--trust-remote-code lets"):
+        encode(sentences(tmp_path / "toy"), "text", model=model)
+    assert not (tmp_path / "ran").exists()
+    with pytest.raises(DataError, match="cannot be loaded"):    # asked for, it runs, and is no module
+        encode(sentences(tmp_path / "toy"), "text", model=model, trust_remote_code=True)
+    assert (tmp_path / "ran").exists()
+
+
+def test_the_manifest_tells_what_the_model_itself_decides(bert, tmp_path):
+    model = sentence_model(tmp_path / "model", bert)
+    place = model / "config_sentence_transformers.json"
+    place.write_text(json.dumps({**json.loads(place.read_text()), "prompts": {"query": "the story of "},
+                                 "default_prompt_name": "query"}))
+    encoder = make_encoder("text", model=model)
+    assert encoder.resolved() == {"pooling": "mean", "max_length": 24, "model_prompt": "the story of "}
+    assert encoder.lengths([Sample("a", "red cat")]) == [2 + 3 + 2]
+    written_out = make_encoder("text", model=bert).encode([Sample("a", "the story of red cat")])
+    np.testing.assert_allclose(encoder.encode([Sample("a", "red cat")]), written_out, atol=1e-6)
+    bare = make_encoder("text", model=bert, pooling="cls", max_length=9)
+    assert bare.resolved() == {"pooling": "cls", "max_length": 9}
+    assert {"tokenizers", "numpy", "sentence-transformers", "torch"} <= set(bare.versions())
+
+
+def test_vectors_are_float32_and_no_part_is_outdated(bert):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        encoder = make_encoder("text", model=bert, pooling="max", dtype="float16")
+        assert encoder.encode([Sample("a", "red cat")]).dtype == np.float32
+
+
+def static_embedding(folder):
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_bert(folder / "bert"))
+    part = StaticEmbedding(tokenizer.backend_tokenizer, embedding_dim=8)
+    SentenceTransformer(modules=[part]).save(str(folder))
+    return folder
+
+
+@pytest.mark.parametrize("make", [tiny_vit, tiny_llama, static_embedding])
+def test_models_that_do_not_read_text_so(make, tmp_path):
+    """Images, no token to pad with, no tokens that can be counted."""
+    with pytest.raises(DataError, match=r"--model .*model: (cannot|is no)"):
+        encode(sentences(tmp_path / "toy"), "text", model=make(tmp_path / "model"))
+    assert not list((tmp_path / "toy").glob("toy.text.*"))
+
+
+def test_a_package_that_is_not_installed_is_named(bert):
+    encoder = make_encoder("text", model=bert)
+    encoder.libraries = ("numpy", "no-such-package")
+    with pytest.raises(DataError, match=r"needs the package no-such-package: .*recbole-mmdiff\[features\]"):
+        encoder.versions()
+
+
+def test_an_empty_name_of_a_model():
+    for name in ("text", "image", "clip-text", "mllm", "llm"):
+        with pytest.raises(ConfigError, match="--model: is empty"):
+            make_encoder(name, model="")
 
 
 def test_a_missing_model_and_a_wrong_pooling(bert, tmp_path):

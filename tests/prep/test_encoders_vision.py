@@ -14,6 +14,8 @@ from tiny_models import (
     tiny_bert,
     tiny_clip,
     tiny_convnext,
+    tiny_llava,
+    tiny_mae,
     tiny_siglip,
     tiny_vit,
     write_items,
@@ -119,6 +121,34 @@ def test_a_pooler_without_weights_is_refused(models, tmp_path):
         make_encoder("image", model=bare, pooling="pooler").encode(samples)
 
 
+def test_a_model_with_chance_in_it_is_refused(gallery, tmp_path):
+    with pytest.raises(DataError, match="mae: gives another vector each time"):
+        encode(gallery, "image", model=tiny_mae(tmp_path / "mae"))
+    assert not list(gallery.glob("toy.image.*"))
+
+
+def test_the_manifest_tells_the_pooling_in_use(models):
+    for name, pooling in {"vit": "cls", "convnext": "pooler", "siglip": "pooler"}.items():
+        assert make_encoder("image", model=models[name]).resolved() == {"pooling": pooling}
+    assert make_encoder("image", model=models["vit"], pooling="mean").resolved() == {"pooling": "mean"}
+    clip = make_encoder("clip-text", model=models["clip"])
+    assert clip.describe()["pooling"] == "projection" and clip.resolved() == {"max_length": 16}
+
+
+def test_the_text_encoder_reads_clip_as_its_text_side(models):
+    samples = [Sample(str(n), text) for n, text in enumerate(SENTENCES)]    # some longer than it reads
+    text, clip = (make_encoder(name, model=models["clip"]) for name in ("text", "clip-text"))
+    assert max(clip.lengths(samples)) > text.resolved()["max_length"] == 16
+    np.testing.assert_allclose(text.encode(samples), clip.encode(samples), atol=1e-6)
+
+
+def test_a_special_token_in_a_text_ends_nothing(models):
+    rows = make_encoder("clip-text", model=models["clip"]).encode(
+        [Sample("a", "red [SEP] cat"), Sample("b", "red cat"), Sample("c", "red")])
+    np.testing.assert_allclose(rows[0], rows[1], atol=1e-6)
+    assert np.abs(rows[0] - rows[2]).max() > 1e-4
+
+
 @pytest.mark.parametrize("name", ["clip", "siglip"])
 def test_both_sides_of_clip_are_those_of_its_joint_forward_pass(models, gallery, tmp_path, name):
     from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
@@ -145,6 +175,8 @@ def test_models_of_the_wrong_kind(models, gallery, tmp_path):
         encode(gallery, "clip-text", model=bert)
     with pytest.raises(DataError, match="cannot be loaded"):
         encode(gallery, "image", model=bert)
+    with pytest.raises(DataError, match=r"llava: cannot encode 'a/\d'.*is it a model for this encoder\?"):
+        encode(gallery, "image", model=tiny_llava(tmp_path / "llava"))
     with pytest.raises(ConfigError, match="--fields: has no meaning"):
         encode(gallery, "image", model=models["vit"], fields=["title"])
     with pytest.raises(ConfigError, match="users have not"):

@@ -49,15 +49,17 @@ def _word_tokenizer(model, folder, special, **options):
     return wrapped
 
 
-def tiny_bert(folder):
+def tiny_bert(folder, kind="Bert", **options):
+    """Also other models of this family by name; ``options`` of their config."""
+    import transformers
     from tokenizers.models import WordPiece
-    from transformers import BertConfig, BertModel
 
     tokenizer = _word_tokenizer(WordPiece, folder, ["[PAD]", "[UNK]", "[CLS]", "[SEP]"],
                                 cls_token="[CLS]", sep_token="[SEP]", model_max_length=24)
-    config = BertConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2,
-                        num_attention_heads=4, intermediate_size=48, max_position_embeddings=32)
-    _seeded(lambda: BertModel(config)).save_pretrained(folder)
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+        intermediate_size=48, **{"max_position_embeddings": 32, **options})
+    _seeded(lambda: getattr(transformers, f"{kind}Model")(config)).save_pretrained(folder)
     return folder
 
 
@@ -85,6 +87,14 @@ def tiny_vit(folder):
     from transformers import ViTConfig, ViTImageProcessorPil, ViTModel
 
     _seeded(lambda: ViTModel(_vision(ViTConfig))).save_pretrained(folder)
+    ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
+
+
+def tiny_mae(folder):
+    from transformers import ViTImageProcessorPil, ViTMAEConfig, ViTMAEModel
+
+    _seeded(lambda: ViTMAEModel(_vision(ViTMAEConfig))).save_pretrained(folder)
     ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
     return folder
 
