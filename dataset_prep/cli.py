@@ -14,7 +14,7 @@ COMMANDS = {
     "mmrec": ("dataset_prep.mmrec",
               "MMRec's prepared sets to atomic files, features and the benchmark split"),
     "images": ("dataset_prep.download", "fetch the images of items, or check a folder of them"),
-    "encode": ("dataset_prep.encode",
+    "encode": ("dataset_prep.encode_command",
                "features of items or users by an encoder of text, images or both"),
     "features": ("dataset_prep.check_features",
                  "check stored features in full; convert those in RecBole's text form"),
