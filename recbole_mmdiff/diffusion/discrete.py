@@ -95,7 +95,7 @@ class DiscreteSchedule(NoiseSchedule):
         """
         alpha = _table(self, "alpha", step.device, dtype)
         sigma = _table(self, "sigma", step.device, dtype)
-        return alpha[step], sigma[step]
+        return alpha.take(step), sigma.take(step)
 
     def posterior_coefficients(self, step: int) -> tuple[float, float, float]:
         """``(c_0, c_t, variance)`` of ``q(x_{n-1} | x_n, x_0)``, mean ``c_0 x_0 + c_t x_n``.

@@ -34,13 +34,13 @@ def _mix_int(word: int) -> int:
 
 
 def _shift_right(words: Tensor, shift: int) -> Tensor:
-    return (words >> shift) & ((1 << (64 - shift)) - 1)
+    return (words >> shift).bitwise_and_((1 << (64 - shift)) - 1)
 
 
 def _mix(words: Tensor) -> Tensor:
     for shift, multiplier in _ROUNDS:
-        words = (words ^ _shift_right(words, shift)) * _signed(multiplier)
-    return words ^ _shift_right(words, _LAST_SHIFT)
+        words = _shift_right(words, shift).bitwise_xor_(words).mul_(_signed(multiplier))
+    return _shift_right(words, _LAST_SHIFT).bitwise_xor_(words)
 
 
 def _bits(keys: Tensor, columns: int, seed: int) -> Tensor:
@@ -98,5 +98,5 @@ def keyed_normal(keys: Tensor, dim: int, seed: int, dtype: torch.dtype = torch.f
     uniform = uniform.view(-1, pairs, 2)
     radius = (-2.0 * uniform[..., 0].log()).sqrt()
     angle = 2.0 * math.pi * uniform[..., 1]
-    normal = torch.stack((radius * angle.cos(), radius * angle.sin()), dim=-1)
+    normal = torch.stack((angle.cos().mul_(radius), angle.sin().mul_(radius)), dim=-1)
     return normal.view(-1, 2 * pairs)[:, :dim].to(dtype)

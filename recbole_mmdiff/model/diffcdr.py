@@ -120,7 +120,7 @@ class DiffCDR(MappingRecommender):
         x_t = q_sample(x0, noise, *self.schedule.alpha_sigma_at(step))           # Eq. 5
         collapse = self.sampling_path != "general" and self.denoiser.is_affine
         network = self.denoiser.composed if collapse else self.denoiser
-        predicted = network(x_t, self.step_sinusoids[step - 1], condition, keep)
+        predicted = network(x_t, self.step_sinusoids.index_select(0, step - 1), condition, keep)
         return self.dim_weight * diffusion_loss(predicted, x0, noise, "eps", "smooth_l1")
 
     def alm_loss(self, interaction) -> Tensor:
@@ -128,7 +128,8 @@ class DiffCDR(MappingRecommender):
         users, place = torch.unique(interaction[self.USER_ID], return_inverse=True)
         aligned = take(self.alm(self.sampled_vectors(users)), place)
         norm = functional.smooth_l1_loss if self.alignment_norm == 1 else functional.mse_loss
-        loss = self.alignment_weight * norm(aligned, self.target_vectors(users)[place])   # Eq. 6
+        truth = self.target_vectors(interaction[self.USER_ID])
+        loss = self.alignment_weight * norm(aligned, truth)                               # Eq. 6
         if self.task_weight:
             with torch.no_grad():
                 item = interaction[self.ITEM_ID]

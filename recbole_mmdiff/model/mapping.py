@@ -114,7 +114,7 @@ class MappingRecommender(StagedRecommender):
 
     def _vectors(self, domain: str, user: Tensor) -> Tensor:
         if domain in self.frozen:
-            return self.frozen[domain][user]
+            return self.frozen[domain].index_select(0, user)    # Several times faster than indexing.
         factors = getattr(self, domain).user_factors(user).detach()
         return (factors - getattr(self, f"{domain}_center")) / getattr(self, f"{domain}_scale")
 
