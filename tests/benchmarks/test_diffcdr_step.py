@@ -17,7 +17,7 @@ from recbole_mmdiff.config import Config
 from recbole_mmdiff.data.preparation import prepare_parts
 
 ROWS = 512
-REQUIRED_RATIO = 6.5    # 7.7 to 9.3 were measured, on machines that differ in the cost of small operations
+REQUIRED_RATIO = 6.0    # 6.6 (a busy machine) to 9.3 were measured
 
 
 @pytest.fixture
