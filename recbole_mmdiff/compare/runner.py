@@ -85,7 +85,7 @@ def _job(comparison: Comparison, cell: Cell, common: dict, store: Path) -> dict:
         check_metrics(config, comparison.tables[cell.table]["metrics"])
         identity = run_identity(config)
     except (ConfigError, DataError) as error:
-        hint = f" (the settings need the data of preset {comparison.preset})" \
+        hint = f" (recbole-mmdiff prepare amazon --preset=... makes the data: {comparison.preset})" \
             if comparison.preset and isinstance(error, DataError) else ""
         raise type(error)(f"{comparison.path}: {cell}: {error}{hint}") from error
     # A worker may stand in another folder.
