@@ -120,7 +120,8 @@ def test_a_mistake_in_a_cell_is_found_before_anything_runs(parts, message, write
 
 def test_missing_data_are_named_with_their_preset(write_comparison, tmp_path):
     path = write_comparison(keys={"target_domain": {"dataset": "nothing"}}, preset="diffcdr-task1")
-    with pytest.raises(DataError, match=r"nothing: there is no data set .*prepare amazon --preset.*diffcdr-task1"):
+    with pytest.raises(DataError, match=r"nothing: there is no data set .*"
+                                        r"prepare amazon --preset.*diffcdr-task1"):
         compare(path, tmp_path / "store")
     assert not (tmp_path / "store").exists()
 
