@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
+from dataset_prep.folders import data_folder
 from recbole_mmdiff.data.features import FeatureFile, find_modalities, unfinished_modalities
 from recbole_mmdiff.errors import DataError
 
@@ -25,7 +25,7 @@ def main(options: argparse.Namespace) -> None:
         DataError: there is none; or, after all have been read, one is unfinished or damaged, does
             not match its checksum, or holds NaN or Inf; each names the file and the token.
     """
-    folder = Path(os.path.abspath(options.data))
+    folder = data_folder(options.data)
     unfinished = unfinished_modalities(folder, folder.name)
     names = options.modality or [*find_modalities(folder, folder.name), *unfinished]
     if not names:

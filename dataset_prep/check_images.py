@@ -8,13 +8,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from dataset_prep.folders import item_path
 from dataset_prep.images import (
     MAX_BYTES,
     MAX_PIXELS,
     ImageError,
     check_max_pixels,
     image_files,
-    item_path,
     open_image,
 )
 from dataset_prep.skips import Skips
@@ -42,8 +42,7 @@ def check(folder: str | Path, data: str | Path | None = None, max_bytes: int = M
     for error in faults.values():
         broken.add(f"an image {error.reason}", where=str(error))
     lines = [f"{folder}: {len(files):,} images, {len(files) - len(faults):,} decode"]
-    lines += [f"broken: {line.removeprefix('left out ')}" for line in broken.lines()]
-    lines += [f"ignored: {line.removeprefix('left out ')}" for line in ignored.lines()]
+    lines += [*broken.lines("broken:"), *ignored.lines("ignored:")]
     if data is not None:
         items = dict.fromkeys(read_atomic(item_path(data), {"item_id"}, {"item_id"})["item_id"])
         without = [token for token in items if token not in files or token in faults]

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dataset_prep.folders import item_path, locked, read_items
 from dataset_prep.images import (
     MAX_BYTES,
     MAX_PIXELS,
@@ -26,7 +27,6 @@ from dataset_prep.images import (
     decode_image,
     image_files,
     image_name,
-    item_path,
 )
 from dataset_prep.skips import Skips
 from recbole_mmdiff.errors import ConfigError, DataError
@@ -108,18 +108,14 @@ def addresses(data: str | Path, column: str) -> dict[str, str]:
     Raises:
         DataError: no such file or column, an item that stands twice, or no address at all.
     """
-    from recbole_mmdiff.data.atomic import read_atomic, read_header
+    from recbole_mmdiff.data.atomic import read_header
 
     path = item_path(data)
     names = [known.name for known in read_header(path, "\t", "utf-8")]
     if column not in names:
         raise DataError(f"{path}: there is no column {column!r}, only {', '.join(names)}; name the one "
                         f"that holds addresses with --column")
-    frame = read_atomic(path, {"item_id", column}, {"item_id"})
-    twice = frame["item_id"][frame["item_id"].duplicated()]
-    if len(twice):
-        raise DataError(f"{path}: the item {twice.iloc[0]!r} stands twice ({len(twice):,} such lines); "
-                        f"keep one line for each item")
+    frame = read_items(path, {column})
     found = dict(zip(frame["item_id"], frame[column].fillna("").astype(str).str.strip(), strict=True))
     if not any(found.values()):
         raise DataError(f"{path}: the column {column!r} is empty in every line")
@@ -169,14 +165,8 @@ def _check_options(workers: int, rate: float, retries: int, max_bytes: int) -> N
 @contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
     """The folder, made if need be, locked, and without what a killed run left half written."""
-    from filelock import FileLock, Timeout
-
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        lock = FileLock(folder / ".lock").acquire(timeout=0)
-    except Timeout as error:
-        raise DataError(f"{folder}: another run is fetching images into this folder") from error
-    with lock:
+    with locked(folder / ".lock", f"{folder}: another run is fetching images into this folder"):
         for leftover in folder.glob(".*.tmp.*"):
             leftover.unlink()
         yield

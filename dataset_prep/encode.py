@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dataset_prep.encoders import Encoder, encoder_class, make_encoder
+from dataset_prep.folders import data_folder
 from recbole_mmdiff.errors import ConfigError, DataError, one_of
 
 if TYPE_CHECKING:
@@ -133,8 +133,8 @@ def _encode_shards(work: Work, engine: Encoder, inputs: Inputs, todo: Sequence[i
 
 
 def _folder(option: str, path: str | Path) -> Path:
-    """The folder of a data set. Where it is a symbolic link, the data set has the link's name."""
-    folder = Path(os.path.abspath(path))
+    """The folder of a data set. Raises DataError if there is none."""
+    folder = data_folder(path)
     if not folder.is_dir():
         raise DataError(f"{option}: there is no folder {folder}")
     return folder

@@ -6,7 +6,6 @@ An image is named by its item's token: ``<token, percent-encoded>.<jpg|jpeg|png|
 from __future__ import annotations
 
 import io
-import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -207,10 +206,3 @@ def _rgb(image: Image.Image) -> Image.Image:
     white = Image.new("RGB", image.size, "white")
     white.paste(image, mask=image)
     return white
-
-
-def item_path(data: str | Path) -> Path:
-    """``NAME.item`` of the data set whose folder is ``data``; NAME is the folder's name, or that of
-    the link to it."""
-    folder = Path(os.path.abspath(data))
-    return folder / f"{folder.name}.item"

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from dataset_prep.encoders.base import Sample
+from dataset_prep.folders import item_path, read_items
 from dataset_prep.images import image_files
 from dataset_prep.prompt import Prompt
-from recbole_mmdiff.data.atomic import read_atomic, read_header
+from recbole_mmdiff.data.atomic import read_header
 from recbole_mmdiff.errors import ConfigError, DataError, suggest
 from recbole_mmdiff.files import sha256
 
@@ -66,7 +67,7 @@ class Items:
     def __init__(self, folder: Path, fields: Sequence[str] | None = None, separator: str = ". ",
                  prompt: Prompt | None = None, max_characters: int | None = None,
                  images: Path | None = None) -> None:
-        path = folder / f"{folder.name}.item"
+        path = item_path(folder)
         columns = read_header(path, "\t", "utf-8")
         names = [column.name for column in columns if column.name != "item_id"]
         if fields is None:
@@ -81,9 +82,8 @@ class Items:
             prompt.check(list(dict.fromkeys(["text", *names])))
         places = [name for name in prompt.names if name != "text"] if prompt else []
         used = dict.fromkeys([*fields, *places])
-        frame = read_atomic(path, {"item_id", *used}, {"item_id"})
+        frame = read_items(path, set(used))
         self.tokens: list[str] = frame["item_id"].tolist()
-        _check_once(path, self.tokens)
         self._cells = {name: _as_text(frame[name], max_characters) for name in used}
         self._fields, self._separator, self._prompt = list(fields), separator, prompt
         self._max_characters = max_characters
@@ -125,14 +125,6 @@ def _checksum(image: Path | None) -> str:
         return sha256(image) if image else ""
     except OSError as error:    # It will be left out, and be told.
         return f"cannot be read: {error.strerror}"
-
-
-def _check_once(path: Path, tokens: Sequence[str]) -> None:
-    seen = set()
-    for token in tokens:
-        if token in seen:
-            raise DataError(f"{path}: the item {token!r} stands twice; keep one line for each item")
-        seen.add(token)
 
 
 def _as_text(cells: Any, max_characters: int | None) -> list[str]:

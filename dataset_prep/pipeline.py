@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from filelock import FileLock, Timeout
 
 from dataset_prep.editions import EDITIONS, ratings_columns
 from dataset_prep.filters import ITEM, USER, Filters, Step, apply
+from dataset_prep.folders import locked
 from dataset_prep.metadata import FIELDS, read_items
 from dataset_prep.output import clean, write_dataset
 from dataset_prep.raw import MAX_BAD, RawFile, first_line
@@ -100,11 +100,8 @@ def _workspace(output: Path, names: Sequence[str]) -> Iterator[Path]:
     hidden.mkdir(parents=True, exist_ok=True)
     with ExitStack() as locks:
         for name in names:
-            try:
-                locks.enter_context(FileLock(hidden / f"{name}.lock", timeout=0))
-            except Timeout as error:
-                raise DataError(f"{output / name}: another process prepares this data set; wait "
-                                "for it") from error
+            locks.enter_context(locked(hidden / f"{name}.lock", f"{output / name}: another process prepares "
+                                       "this data set; wait for it"))
         work = hidden / names[0]
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir()

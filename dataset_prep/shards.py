@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dataset_prep.batches import Encoded
+from dataset_prep.folders import locked
 from recbole_mmdiff.data.features import FeatureFile, feature_path, read_manifest, write_features
 from recbole_mmdiff.errors import DataError
 from recbole_mmdiff.files import write_atomically, write_json
@@ -107,15 +108,10 @@ class Work:
         Raises:
             DataError: another run holds it.
         """
-        from filelock import FileLock, Timeout
-
         self.folder.mkdir(exist_ok=True)
-        try:
-            held = FileLock(self.folder / f"process{processes.rank}.lock").acquire(timeout=0)
-        except Timeout as error:
-            raise DataError(f"{self.folder}: another run encodes this feature now; wait for it or "
-                            f"choose another --modality") from error
-        with held:
+        with locked(self.folder / f"process{processes.rank}.lock",
+                    f"{self.folder}: another run encodes this feature now; wait for it or choose "
+                    f"another --modality"):
             try:
                 yield
             except BaseException:

@@ -28,8 +28,8 @@ class Skips:
         return {reason: {"count": count, "first": self._first.get(reason)}
                 for reason, count in self._counts.items()}
 
-    def lines(self) -> list[str]:
-        """One line a reason, for people."""
-        return [f"left out {count:,}: {reason}" +
+    def lines(self, what: str = "left out") -> list[str]:
+        """One line a reason, for people; ``what`` happened to so many."""
+        return [f"{what} {count:,}: {reason}" +
                 (f" (first: {self._first[reason]})" if reason in self._first else "")
                 for reason, count in self._counts.items()]

@@ -20,7 +20,8 @@ from PIL import Image
 
 from dataset_prep import images
 from dataset_prep.check_images import check
-from dataset_prep.images import ImageError, decode_image, image_files, image_name, item_path, open_image
+from dataset_prep.folders import item_path
+from dataset_prep.images import ImageError, decode_image, image_files, image_name, open_image
 from dataset_prep.skips import Skips
 from recbole_mmdiff.cli import main
 from recbole_mmdiff.errors import DataError

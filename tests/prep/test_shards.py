@@ -333,22 +333,23 @@ def wait_for_shards(work, count, process):
         time.sleep(0.01)
 
 
+def kill_after(work, count, process):
+    """Kill a process once so many shards are there; how many are in the end."""
+    wait_for_shards(work, count, process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    return len(list(work.glob("[0-9]*.npz")))
+
+
 def test_killed_and_started_again(folder):
     """What kill -9 leaves is whole shards; they are kept, and nothing but the rest is encoded."""
     work = folder / ".toy.slow.shards"
-    process = start(folder, seconds=0.3)
-    wait_for_shards(work, 2, process)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    kill_after(work, 2, start(folder, seconds=0.3))
     kept = {path.name: path.stat().st_mtime_ns for path in work.glob("[0-9]*.npz")}
     assert 2 <= len(kept) < ITEMS // SHARD
     assert not (folder / "toy.slow.json").exists()
-    process = start(folder, seconds=0.3)
-    wait_for_shards(work, len(kept) + 1, process)
+    done = kill_after(work, len(kept) + 1, start(folder, seconds=0.3))
     assert kept.items() <= {path.name: path.stat().st_mtime_ns for path in work.glob("[0-9]*.npz")}.items()
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    done = len(list(work.glob("[0-9]*.npz")))
     outcome = encode(folder, "slow", shard_size=SHARD)
     assert outcome.inputs == ITEMS - done * SHARD
     check(outcome.feature, folder)
@@ -367,11 +368,7 @@ def test_another_run_at_the_same_time_is_refused(folder):
 def test_two_processes_share_the_work(folder):
     """Continuing what one process began, too."""
     work = folder / ".toy.slow.shards"
-    alone = start(folder, seconds=0.3)
-    wait_for_shards(work, 2, alone)
-    alone.send_signal(signal.SIGKILL)
-    alone.communicate()
-    done = len(list(work.glob("[0-9]*.npz")))
+    done = kill_after(work, 2, start(folder, seconds=0.3))
     port = free_port()
     pair = [start(folder, rank=rank, size=2, port=port, seconds=0.05) for rank in (0, 1)]
     told = [process.communicate(timeout=120) for process in pair]
