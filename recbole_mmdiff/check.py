@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from recbole_mmdiff.config import Config
+from recbole_mmdiff.config.sources import read_yaml
 from recbole_mmdiff.data.features import FeatureFile, find_modalities
 from recbole_mmdiff.data.preparation import Parts
 from recbole_mmdiff.quick_start import prepare_data
@@ -17,9 +18,10 @@ def check(model=None, dataset=None, config_files=(), overrides=None) -> str:
     Raises:
         ConfigError, DataError: as a run with this configuration would.
     """
+    named = model is not None or any("model" in read_yaml(path) for path in config_files)
     # The data do not depend on the model: any that takes both views and needs no ratings will do.
-    config = Config(model or "BPR", dataset, list(config_files), overrides=overrides)
-    if model is None:
+    config = Config(model if named else "BPR", dataset, list(config_files), overrides=overrides)
+    if not named:
         config["positive_rating"] = float("-inf")
     parts = prepare_data(config)
     if not config.cross_domain:

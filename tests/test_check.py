@@ -129,3 +129,10 @@ def test_check_from_python(tiny_pair, tmp_path):
         f"data_path: {tiny_pair.folder}\nsource_domain: {{dataset: src}}\n"
         "target_domain: {dataset: tgt}\n")
     assert "60 linked users" in check(config_files=[tmp_path / "a.yaml"])
+
+
+def test_the_model_of_a_file_is_taken(printed, tiny_pair, tmp_path_factory):
+    """Its own keys are known then."""
+    recipe = tmp_path_factory.mktemp("recipe") / "recipe.yaml"
+    recipe.write_text("model: DiffCDR\nguidance_scale: 2.0\n", encoding="utf-8")
+    assert "linked users" in printed(*words(tiny_pair.folder), "--config", str(recipe))

@@ -10,8 +10,9 @@ from recbole_mmdiff.errors import DataError
 from recbole_mmdiff.files import sha256
 from recbole_mmdiff.quick_start import MAY_CHANGE, ensure_default_data
 
-#: keys that say where, how long at once and how loudly a run goes, and change none of its numbers
-WHERE = MAY_CHANGE - {"epochs", "stopping_step"} | {"output", "checkpoint_dir"}
+#: keys that say where, how long at once and how loudly a run goes, and change none of its numbers;
+#: what ``paper`` changes are other keys
+WHERE = MAY_CHANGE - {"epochs", "stopping_step"} | {"output", "checkpoint_dir", "paper"}
 #: of the files of a data set that a run may read; a matrix of features has its digest in the .json
 SUFFIXES = (".inter", ".item", ".user", ".kg", ".link", ".net", ".json")
 #: files whose contents are keys, too

@@ -2,36 +2,33 @@
 
 import copy
 import os
-import re
 from contextlib import contextmanager
+from functools import reduce
 from pathlib import Path
 
 import yaml
 from recbole.config import Config as RecBoleConfig
-from recbole.evaluator import metric_types, smaller_metrics
-from recbole.utils import EvaluatorType, ModelType
+from recbole.utils import ModelType
 
+from recbole_mmdiff.config.defaults import domain_pairs, paper_form, read_defaults
+from recbole_mmdiff.config.evaluation import separate_metrics, settle_evaluation
 from recbole_mmdiff.config.keys import check_known, check_types, model_keys, recbole_keys
-from recbole_mmdiff.config.sources import Loader, merge, parse_value, properties_path, read_yaml
-from recbole_mmdiff.errors import ConfigError, one_of, suggest
+from recbole_mmdiff.config.sources import Loader, merge, parse_value, read_yaml
+from recbole_mmdiff.errors import ConfigError
 from recbole_mmdiff.files import write_atomically
 from recbole_mmdiff.model.registry import get_model
 
 DOMAINS = ("source_domain", "target_domain")
-PASSES = ("rating", "ranking_full", "ranking_sampled", "ranking_labeled")
-GAINS = ("exponential", "linear")
-#: RecBole's modes of evaluation that rank sampled candidates, for instance uni100
-SAMPLED_MODE = re.compile(r"(uni|pop)(\d+)")
 
 
 class Config(RecBoleConfig):
     """The configuration of one run.
 
     Lowest first: RecBole's defaults, ``properties/overall.yaml``, ``properties/cross_domain.yaml``
-    (two domains only), ``properties/model/<Model>.yaml``, ``properties/dataset/<dataset>.yaml``,
-    the configuration files in their order, ``config_dict``, ``overrides``. Mappings are merged key
-    by key, everything else is replaced. Unlike RecBole's, it reads no ``sys.argv`` and evaluates
-    no strings.
+    (two domains only), ``properties/model/<Model>.yaml``, ``properties/plain/<Model>.yaml`` (with
+    ``paper: True`` only), ``properties/dataset/<dataset>.yaml``, the configuration files in their
+    order, ``config_dict``, ``overrides``. Mappings are merged key by key, everything else is
+    replaced. Unlike RecBole's, it reads no ``sys.argv`` and evaluates no strings.
 
     Args:
         model: name or class of the model; None takes the key ``model``.
@@ -43,6 +40,8 @@ class Config(RecBoleConfig):
 
     Attributes:
         origin: for every key set by hand, the file or "command line" that it came from.
+        valid_pass, valid_key: where the validation score stands among the metrics, for instance
+            ``ranking_full`` and ``ndcg@10``.
         run_dict: the merged values before RecBole derives others from them: what a run folder's
             ``config.yaml`` holds, and what builds the same configuration again.
 
@@ -55,7 +54,7 @@ class Config(RecBoleConfig):
         self._overrides = overrides or {}
         self.origin: dict[str, str] = {}
         super().__init__(model, dataset, config_file_list, config_dict)
-        self._settle_evaluation()
+        self.valid_pass, self.valid_key = settle_evaluation(self.final_config_dict, self.model_class)
 
     # ---- reading -----------------------------------------------------------------------------
 
@@ -103,21 +102,17 @@ class Config(RecBoleConfig):
 
     def _load_internal_config_dict(self, model, model_class, dataset):
         super()._load_internal_config_dict(model, model_class, dataset)
-        dataset_defaults = self._our_defaults(f"dataset/{dataset}.yaml")
-        blocks = merge(dataset_defaults, self.external_config_dict)
+        dataset_defaults = read_defaults(f"dataset/{dataset}.yaml")
+        given = merge(dataset_defaults, self.external_config_dict)
         files = ["overall.yaml", f"model/{model}.yaml"]
-        if blocks.get("target_domain"):
+        if given.get("target_domain"):
             files.insert(1, "cross_domain.yaml")
-        ours = {}
-        for name in files:
-            ours = merge(ours, self._our_defaults(name))
+        layers = [read_defaults(name) for name in files]
+        if given.get("paper") is True:  # What is no truth value is refused with the other types.
+            layers.append(paper_form(model))
+        ours = reduce(merge, layers, {})
         self.our_keys = set(ours)
         self.internal_config_dict = merge(merge(self.internal_config_dict, ours), dataset_defaults)
-
-    @staticmethod
-    def _our_defaults(name: str) -> dict:
-        path = properties_path() / name
-        return read_yaml(path) if path.is_file() else {}
 
     def _get_final_config_dict(self):
         given, defaults = self.external_config_dict, self.internal_config_dict
@@ -162,7 +157,7 @@ class Config(RecBoleConfig):
         self.run_dict = _with_absolute_paths(self.run_dict)
         if final["split_seed"] is None:
             final["split_seed"] = final["seed"]
-        self._separate_metrics()
+        separate_metrics(final)
         if final["MODEL_TYPE"] == ModelType.SEQUENTIAL:
             final["repeatable"] = True
             if final.get("loss_type") == "CE" \
@@ -192,75 +187,13 @@ class Config(RecBoleConfig):
         if not self.cross_domain and getattr(self.model_class, "needs_source", False):
             raise ConfigError(
                 f"{self.model} transfers between two domains: set source_domain.dataset and "
-                f"target_domain.dataset, or --dataset to one of the pairs {_pairs()}")
+                f"target_domain.dataset, or --dataset to one of the pairs {domain_pairs()}")
         if self.cross_domain and final["MODEL_TYPE"] == ModelType.SEQUENTIAL:
             raise ConfigError(f"{self.model}: sequential models run on one domain, "
                               f"write --dataset=NAME")
         labelled = final["MODEL_TYPE"] in (ModelType.CONTEXT, ModelType.DECISIONTREE)
         if self.cross_domain and labelled and not final.get("threshold"):
             final["threshold"] = {final["RATING_FIELD"]: final["positive_rating"]}
-
-    def _separate_metrics(self):
-        """Value metrics among ``metrics`` go to ``rating_metrics``: RecBole refuses the mixture."""
-        final = self.final_config_dict
-        metrics = _metric_names("metrics", final["metrics"], metric_types)
-        values = [m for m in metrics if metric_types[m.lower()] == EvaluatorType.VALUE]
-        ranks = [m for m in metrics if m not in values]
-        if values:
-            final["rating_metrics"] = values
-        _metric_names("rating_metrics", final["rating_metrics"], [
-            name for name, kind in metric_types.items() if kind == EvaluatorType.VALUE])
-        final["metrics"] = ranks or ["NDCG", "Recall", "Hit"]
-        if final["eval_passes"] is None and not ranks:
-            final["eval_passes"] = ["rating"]
-
-    def _settle_evaluation(self):
-        final = self.final_config_dict
-        ranking = {phase: "ranking_sampled" if SAMPLED_MODE.fullmatch(mode) else "ranking_full"
-                   for phase, mode in final["eval_args"]["mode"].items()}
-        if final["eval_passes"] is None:
-            final["eval_passes"] = ["rating", ranking["test"], "ranking_labeled"]
-        if isinstance(final["eval_passes"], str):
-            final["eval_passes"] = [final["eval_passes"]]
-        for name in final["eval_passes"]:
-            one_of("eval_passes", name, PASSES)
-        one_of("labeled_gain", final["labeled_gain"], GAINS)
-        self.valid_pass, metric = self._valid_pass_and_metric(final["valid_metric"],
-                                                              ranking["valid"])
-        self.valid_key = metric.lower()
-        name, _, k = metric.partition("@")
-        final["valid_metric_bigger"] = name.lower() not in smaller_metrics
-        if k:
-            final["topk"] = sorted({*final["topk"], int(k)})
-        rates = getattr(self.model_class, "predicts_ratings", False) \
-            or final["MODEL_TYPE"] in (ModelType.CONTEXT, ModelType.DECISIONTREE)
-        if self.valid_pass == "rating" and not rates:
-            raise ConfigError(f"valid_metric: {self.model} does not predict ratings, so "
-                              f"{final['valid_metric']!r} has no value; use a ranking metric, for "
-                              f"instance NDCG@10")
-        computed = "rating_metrics" if self.valid_pass == "rating" else "metrics"
-        if name.lower() not in {known.lower() for known in final[computed]}:
-            final[computed] = [*final[computed], name]
-
-    @staticmethod
-    def _valid_pass_and_metric(given: str, ranking: str) -> tuple[str, str]:
-        """``[PASS.]METRIC[@k]`` in its two parts; a metric alone belongs to its usual pass
-        (``ranking`` for a ranking metric)."""
-        pass_name, dot, metric = given.partition(".")
-        if not dot:
-            metric = pass_name
-        name, _, k = metric.partition("@")
-        kind = metric_types.get(name.lower())
-        if not dot:
-            pass_name = "rating" if kind == EvaluatorType.VALUE else ranking
-        one_of("valid_metric", pass_name, PASSES)
-        fits = (kind == EvaluatorType.VALUE) == (pass_name == "rating") \
-            and (pass_name != "ranking_labeled" or name.lower() == "ndcg")
-        without_k = kind == EvaluatorType.VALUE or name.lower() == "gauc"
-        if kind is None or not fits or (k != "" if without_k else not (k.isdecimal() and int(k))):
-            raise ConfigError(f"valid_metric: {given!r}: use one of {sorted(metric_types)}, ranking "
-                              f"ones with @k (NDCG@10), of ranking_labeled only NDCG")
-        return pass_name, metric
 
     # ---- one domain's view ---------------------------------------------------------------------
 
@@ -311,23 +244,6 @@ def _refused_by_recbole():
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(f"RecBole refuses the configuration: {error}") from error
-
-
-def _metric_names(key: str, given, known) -> list[str]:
-    """``given`` as a list of names of which each is in ``known`` (lower case)."""
-    names = [given] if isinstance(given, str) else given
-    if not isinstance(names, (list, tuple)):
-        raise ConfigError(f"{key}: {given!r} is no list of metrics, use some of {sorted(known)}")
-    for name in names:
-        if not isinstance(name, str) or name.lower() not in known:
-            raise ConfigError(f"{key}: {name!r} is no metric of RecBole's that belongs here, use "
-                              f"some of {sorted(known)}{suggest(str(name), known)}")
-    return list(names)
-
-
-def _pairs() -> list[str]:
-    return sorted(path.stem for path in (properties_path() / "dataset").glob("*.yaml")
-                  if "target_domain" in read_yaml(path))
 
 
 def _with_absolute_paths(values: dict) -> dict:

@@ -234,6 +234,7 @@ def test_every_model_of_ours_builds_with_all_its_defaults_given():
     ("MF", {}), ("DiffCDR", {"hidden_sizes": [8], "learning_rate": 1e-5, "topk": 7}),
     ("BPR", {"metrics": ["NDCG", "MAE"], "valid_metric": "Hit@3", "eval_args": {"order": "TO"}}),
     ("LightGCN", {"source_domain": {"dataset": "sö", "data_path": "there"}, "split_file": "x.npz"}),
+    ("PTUPCDR", {"paper": True, "learning_rate": 0.5}),
     ("CMF", {"user_link_file_path": "links.tsv", "clip_grad_norm": {"max_norm": 2}}),
 ])
 def test_a_saved_configuration_is_the_same_run_from_any_folder(tmp_path, monkeypatch, model, keys):
