@@ -50,6 +50,7 @@ from recbole_mmdiff.diffusion.samplers import (
     torch_noise,
 )
 from recbole_mmdiff.diffusion.schedule import CosineVPSchedule, NoiseSchedule, VPSchedule
+from recbole_mmdiff.diffusion.unet import VectorUNet
 
 __all__ = [
     "AffineMap",
@@ -61,6 +62,7 @@ __all__ = [
     "Plan",
     "Stage",
     "VPSchedule",
+    "VectorUNet",
     "antithetic_steps",
     "collapse",
     "cosine_schedule",

@@ -36,7 +36,11 @@ def sinusoidal_embedding(
     default for integers). ``dtype`` and ``device`` apply to a float ``t``. Raises ``ValueError``
     unless ``dim`` is an even number of at least 4.
     """
-    _check_time_dim("dim", dim)
+    check_time_dim("dim", dim)
+    if not isinstance(t, Tensor) and torch.compiler.is_compiling():
+        # A factor of a tensor stays an input of the graph; a constant would be compiled for each t.
+        one = torch.ones(1, dtype=torch.float64, device=device)
+        return sinusoidal_embedding(one * t, dim)[0].to(dtype or torch.get_default_dtype())
     if not isinstance(t, Tensor):
         row = torch.from_numpy(sinusoids((float(t),), dim)[0])
         # A copy in any case: the row belongs to the cache.
@@ -60,7 +64,20 @@ def sinusoids(times: tuple[float, ...], dim: int) -> np.ndarray:
     return np.concatenate((np.sin(angles), np.cos(angles)), axis=1)
 
 
-def _check_time_dim(name: str, dim: int) -> None:
+def embedded_time(t: float | Tensor, layer: nn.Linear) -> Tensor:
+    """What a layer that reads times takes: the sinusoids of ``t``, in its width, dtype and device.
+
+    ``t``: a float, giving ``(time_dim,)``; ``(n,)``, giving ``(n, time_dim)``; or ``(n, time_dim)``,
+    already embedded, only cast.
+    """
+    weight = layer.weight
+    embedded = isinstance(t, Tensor) and t.dim() == 2
+    time = t if embedded else sinusoidal_embedding(t, layer.in_features, weight.dtype, weight.device)
+    return time.to(weight.dtype)
+
+
+def check_time_dim(name: str, dim: int) -> None:
+    """Raise ``ValueError`` unless ``dim`` is an even ``int`` of at least 4."""
     check_count(name, dim, minimum=4)
     if dim % 2:
         raise ValueError(f"{name}={dim!r} must be even")
@@ -110,7 +127,7 @@ class MLPDenoiser(nn.Module):
         super().__init__()
         check_count("dim", dim)
         check_count("condition_dim", condition_dim)
-        _check_time_dim("time_dim", time_dim)
+        check_time_dim("time_dim", time_dim)
         check_choice("hidden_activation", hidden_activation, ACTIVATIONS)
         for index, size in enumerate(hidden_sizes):
             check_count(f"hidden_sizes[{index}]", size)
@@ -154,16 +171,12 @@ class MLPDenoiser(nn.Module):
         self, x: Tensor, t: float | Tensor, condition: Tensor, keep: Tensor | None
     ) -> Tensor:
         """What enters the perceptron: state, time and condition, added: ``(n, d)``."""
-        weight = self.time_linear.weight
-        embedded = isinstance(t, Tensor) and t.dim() == 2
-        time = t if embedded else sinusoidal_embedding(
-            t, self.time_dim, weight.dtype, weight.device)
         if keep is not None and self.keep_input:
             condition = keep * condition
         guidance = self.condition_linear(condition)
         if keep is not None and not self.keep_input:
             guidance = keep * guidance
-        return x + self.time_linear(time.to(weight.dtype)) + guidance
+        return x + self.time_linear(embedded_time(t, self.time_linear)) + guidance
 
     @property
     def is_affine(self) -> bool:

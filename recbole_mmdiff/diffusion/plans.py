@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from recbole_mmdiff.diffusion._checks import check_choice, check_count, check_interval, check_order
 from recbole_mmdiff.diffusion.discrete import DiscreteSchedule
+from recbole_mmdiff.diffusion.process import PARAMETRISATIONS
 from recbole_mmdiff.diffusion.schedule import NoiseSchedule
 
 
@@ -66,10 +67,10 @@ def run_plan(
     """Carry ``x`` from the plan's first node to its last.
 
     ``x``: the state at the first node, a tensor or array of any shape; ``denoise(x, t)``: the
-    predicted noise, of the same shape. ``noise(step, x)`` returns standard normal noise like ``x``
-    for the step with that index (from 0); a stochastic plan needs it. ``callback(steps_done, x)``
-    is called after every step. Returns the last state. Raises ``ValueError`` for a stochastic plan
-    without ``noise``.
+    predicted noise (data, for a plan of ``parametrisation="x0"``), of the same shape.
+    ``noise(step, x)`` returns standard normal noise like ``x`` for the step with that index (from
+    0); a stochastic plan needs it. ``callback(steps_done, x)`` is called after every step. Returns
+    the last state. Raises ``ValueError`` for a stochastic plan without ``noise``.
     """
     if noise is None and plan.is_stochastic:
         raise ValueError("noise=None is not accepted by a stochastic sampler; pass noise(step, x)")
@@ -252,23 +253,22 @@ def _ddim_plan(
 
 
 @lru_cache(maxsize=128)
-def ddpm_plan(schedule: DiscreteSchedule, variance: str = "posterior") -> Plan:
+def ddpm_plan(
+    schedule: DiscreteSchedule, variance: str = "posterior", parametrisation: str = "eps"
+) -> Plan:
     """Plan of ``ddpm``; arguments and errors as there. Cached."""
     check_choice("variance", variance, ("posterior", "beta"))
+    check_choice("parametrisation", parametrisation, PARAMETRISATIONS)
     stages = []
     for step in range(schedule.num_steps, 0, -1):
-        beta = schedule.betas[step - 1]
-        noise_now = -math.expm1(2.0 * schedule.log_alphas[step])
-        scale = 1.0 / math.sqrt(1.0 - beta)
-        spread = schedule.posterior_coefficients(step)[2] if variance == "posterior" else beta
-        stages.append(
-            Stage(
-                time=step / schedule.num_steps,
-                scale=scale,
-                terms=((1, -scale * beta / math.sqrt(noise_now)),),
-                noise_scale=math.sqrt(spread) if step > 1 else 0.0,
-            )
-        )
+        weight, scale, spread = schedule.posterior_coefficients(step)
+        beta, time = schedule.betas[step - 1], step / schedule.num_steps
+        if parametrisation == "eps":
+            scale = 1.0 / math.sqrt(1.0 - beta)
+            weight = -scale * beta / schedule.sigma(time)
+        spread = beta if variance == "beta" else spread
+        noise_scale = math.sqrt(spread) if step > 1 else 0.0
+        stages.append(Stage(time, scale, ((1, weight),), noise_scale=noise_scale))
     return Plan(tuple(stages))
 
 

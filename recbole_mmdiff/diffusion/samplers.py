@@ -3,7 +3,7 @@
 Each sees the network only as ``denoise(x, t)``: ``x`` a state of any shape, ``t`` a Python float,
 the schedule's continuous time, and the result the **predicted noise** of the state's shape. What
 the network predicts and what it takes as its time are the wrapper's business (``noise_from_x0``,
-``guided_noise``).
+``guided_noise``). Only ``ddpm`` also takes predicted data as they are.
 
 The state may be a torch tensor or a numpy array; gradients flow through tensors. Where nodes are
 not given they are evenly spaced in half log-SNR from ``schedule.t_start`` to ``schedule.t_end``.
@@ -31,7 +31,8 @@ def noise_from_x0(network: Denoise, schedule: NoiseSchedule) -> Denoise:
     """The ``denoise`` of a network that predicts data: ``(x - alpha(t) x_0) / sigma(t)``.
 
     ``network(x, t)`` returns the predicted ``x_0``, of ``x``'s shape (Salimans and Ho 2022, section
-    4).
+    4). A sampler undoes this division, which costs digits where a step is long (beta near 1); for
+    ``ddpm`` its ``parametrisation="x0"`` spares them.
     """
 
     def denoise(x: Any, t: float) -> Any:
@@ -56,16 +57,20 @@ def ddpm(
     schedule: DiscreteSchedule,
     noise: Noise | None = None,
     variance: str = "posterior",
+    parametrisation: str = "eps",
     callback: Callback | None = None,
 ) -> Any:
     """Ancestral sampling over all steps ``T .. 1`` (Ho et al. 2020, Algorithm 2).
 
-    ``x``: the state at step ``T``; step ``n`` calls ``denoise`` at ``t = n / T``. With the noise
-    that ``noise_from_x0`` makes of a data prediction, the mean is the true posterior mean.
-    ``noise``: defaults to ``torch_noise()``; the last step adds none. ``variance``: ``"posterior"``
-    (Eq. 7) or ``"beta"``. Returns the state at step 0. Raises ``ValueError`` for another variance.
+    ``x``: the state at step ``T``; step ``n`` calls ``denoise`` at ``t = n / T``, for the predicted
+    noise (``parametrisation="eps"``) or data (``"x0"``): the mean is the true posterior mean (Eq. 7)
+    either way, and with ``"x0"`` the last state is the last prediction itself. ``noise``: defaults
+    to ``torch_noise()``; the last step adds none. ``variance``: ``"posterior"`` (Eq. 7) or
+    ``"beta"``. Returns the state at step 0. Raises ``ValueError`` for another variance or
+    parametrisation.
     """
-    return run_plan(ddpm_plan(schedule, variance), denoise, x, noise or torch_noise(), callback)
+    plan = ddpm_plan(schedule, variance, parametrisation)
+    return run_plan(plan, denoise, x, noise or torch_noise(), callback)
 
 
 def ddim(
