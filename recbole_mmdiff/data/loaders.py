@@ -79,6 +79,35 @@ class StageLoader(AbstractDataLoader):
         return {field: torch.cat([batch[field], copies[field]]) for field in batch}
 
 
+class UserRowsLoader(StageLoader):
+    """Batches of users with all of their rows, so that what a loss needs of a user is computed once
+    an epoch. Users come in an order by (seed, epoch), rows as in ``StageLoader``.
+
+    Args:
+        config, dataset, rows, seed, negatives: as in ``StageLoader``.
+        batch_size: users in a batch.
+    """
+
+    def __init__(self, config, dataset: Dataset, rows: Interaction, batch_size: int, seed: int,
+                 negatives: int = 0):
+        super().__init__(config, dataset, rows, batch_size, seed, negatives)
+        users = rows[dataset.uid_field]
+        self.by_user = torch.argsort(users, stable=True)
+        self.counts = torch.unique(users, return_counts=True)[1]
+        self.starts = self.counts.cumsum(0) - self.counts
+
+    def __iter__(self):
+        generator = torch.Generator().manual_seed(fold_in(self.seed, self.epoch))
+        for users in torch.randperm(len(self.counts), generator=generator).split(self.rows_per_batch):
+            counts = self.counts[users]
+            shifts = self.starts[users] - (counts.cumsum(0) - counts)
+            places = torch.arange(int(counts.sum())) + shifts.repeat_interleave(counts)
+            yield self.collate_fn(self.by_user[places])
+
+    def __len__(self):
+        return -(-len(self.counts) // self.rows_per_batch)
+
+
 class BothDomainsLoader(StageLoader):
     """Rows of both domains in step: a batch holds as many of each, an epoch is the larger domain.
 
@@ -184,8 +213,10 @@ def rows_of_both_domains(config, dataset: Dataset) -> tuple[Interaction, Interac
                               for field in source.inter_feat})
 
 
-def stage_loader(config, dataset: Dataset, data: str, batch_size: int, seed: int) -> StageLoader:
-    """The loader of one of ``STAGE_DATA`` over the training part of a data set.
+def stage_loader(config, dataset: Dataset, data: str, batch_size: int, seed: int,
+                 by_user: bool = False) -> StageLoader:
+    """The loader of one of ``STAGE_DATA`` over the training part of a data set; with ``by_user``
+    a batch holds all rows of ``batch_size`` users.
 
     Raises:
         ConfigError: the kind needs two domains and there is one, or is unknown.
@@ -211,4 +242,5 @@ def stage_loader(config, dataset: Dataset, data: str, batch_size: int, seed: int
     if not len(rows):
         raise DataError(f"{config['model']}: there is no training data of kind {data!r} "
                         f"(no {data.replace('_', ' ')})")
-    return StageLoader(config, dataset, rows, batch_size, seed, negatives)
+    loader = UserRowsLoader if by_user else StageLoader
+    return loader(config, dataset, rows, batch_size, seed, negatives)

@@ -26,6 +26,7 @@ class Stage:
         validates: whether validation (and early stopping) happens; False keeps the last epoch.
         batch_size, learning_rate, weight_decay: None takes the key ``train_batch_size``,
             ``learning_rate``, ``weight_decay``.
+        by_user: the rows come in batches of ``batch_size`` users with all of their rows.
         clips: whether ``clip_grad_norm`` holds in this stage.
         keeps_start: whether the weights that it starts from are validated too, and may be the best.
         prepare: called once when the stage starts, also after a resume: must depend on the
@@ -41,6 +42,7 @@ class Stage:
     batch_size: int | None = None
     learning_rate: float | None = None
     weight_decay: float | None = None
+    by_user: bool = False
     clips: bool = True
     keeps_start: bool = False
     prepare: Callable[[], None] | None = None
@@ -143,13 +145,70 @@ class StagedRecommender(GeneralRecommender):
         return scores.add_(self.item_offset(items)).view(-1)
 
 
+class OffsetRecommender(StagedRecommender):
+    """Base of models that compute the vectors of users: fine-tuning learns what is added to them.
+
+    A subclass sets ``user_offset``, a ``FinetunedOffset``, and ``reg_weight``, and implements
+    ``computed_user_factors``.
+    """
+
+    def finetuning_stage(self) -> Stage:
+        """What is learned is added to the vectors of the held-out users; of the items, which are
+        computed too, ``finetune_items`` moves the biases alone."""
+        parameters = [*self.user_offset.parameters(),
+                      *(self.item_bias_parameters() if self.finetune_items else ())]
+        return self._finetuning(self.finetuning_loss, parameters)
+
+    def finetuning_loss(self, interaction) -> Tensor:
+        """Squared error of target ratings."""
+        user, item = interaction[self.USER_ID], interaction[self.ITEM_ID]
+        with torch.no_grad():
+            users, place = torch.unique(user, return_inverse=True)
+            factors, items = self.computed_user_factors(users)[place], self.item_factors(item)
+        offset = self.user_offset(user)
+        scores = ((factors + offset) * items).sum(-1) + self.item_offset(item)
+        penalty = offset.square().sum(-1).mean()
+        return functional.mse_loss(scores, interaction[self.RATING]) + self.reg_weight * penalty
+
+    def user_factors(self, user: Tensor) -> Tensor:
+        """(b, k): computed vectors of users, and what fine-tuning added to them."""
+        return self.computed_user_factors(user) + self.user_offset(user)
+
+    def computed_user_factors(self, user: Tensor) -> Tensor:
+        """(b, k): the vectors of users (b,) before fine-tuning."""
+        raise NotImplementedError
+
+    def item_bias_parameters(self) -> Iterable[nn.Parameter]:
+        """The learned biases of target items."""
+        raise NotImplementedError
+
+
+def user_mask(users: Tensor, count: int) -> Tensor:
+    """(count,) bool: which of the ids below ``count`` are among users (n,)."""
+    mask = torch.zeros(count, dtype=torch.bool)
+    mask[users[users < count]] = True
+    return mask
+
+
 def finetuned_users(dataset) -> Tensor:
     """(users,): whether a user has target rows that are set aside for fine-tuning."""
-    mask = torch.zeros(dataset.user_num, dtype=torch.bool)
     finetune = getattr(dataset, "finetune", None)
-    if finetune is not None:
-        mask[finetune.inter_feat[finetune.uid_field]] = True
-    return mask
+    users = torch.zeros(0, dtype=torch.int64) if finetune is None \
+        else finetune.inter_feat[finetune.uid_field]
+    return user_mask(users, dataset.user_num)
+
+
+def overlap_training_users(dataset, model: str) -> Tensor:
+    """Ids (n,) of the users that ``model`` learns to transfer from.
+
+    Raises:
+        DataError: there are fewer than two.
+    """
+    users = dataset.overlap_users()
+    if len(users) < 2:
+        raise DataError(f"{model} learns to map from overlapping training users, but there are "
+                        f"{len(users)}; lower test_user_ratio, or raise overlap_ratio")
+    return users
 
 
 class FinetunedOffset(nn.Module):

@@ -30,7 +30,7 @@ class Bias(StagedRecommender):
         users = max(domain.user_num for domain, _ in domains)
         total, count = torch.zeros(users, dtype=torch.float64), torch.zeros(users)
         for domain, field in reversed(domains):
-            mean, item_bias, residual = self._item_biases(domain, field, config["item_damping"])
+            mean, item_bias, residual = shrunken_item_biases(domain, field, config["item_damping"])
             user = domain.inter_feat[domain.uid_field]
             total.index_add_(0, user, residual)
             count.index_add_(0, user, torch.ones(len(user)))
@@ -44,18 +44,6 @@ class Bias(StagedRecommender):
         self.register_buffer("mean", mean.float())
         self.register_buffer("item_bias", item_bias.float())
         self.register_buffer("user_bias", user_bias[:dataset.user_num].float())
-
-    @staticmethod
-    def _item_biases(domain, field: str, damping: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean (), item biases (items,), and what they leave of each rating (n,), in float64."""
-        rating = domain.inter_feat[field].double()
-        item = domain.inter_feat[domain.iid_field]
-        mean = rating.mean()
-        total = torch.zeros(domain.item_num, dtype=torch.float64)
-        total.index_add_(0, item, rating - mean)
-        count = torch.bincount(item, minlength=domain.item_num)
-        bias = total / (count + damping).clamp(min=1e-9)
-        return mean, bias, rating - mean - bias[item]
 
     def stages(self) -> list[Stage]:
         """None: the estimates are in place."""
@@ -76,3 +64,21 @@ class Bias(StagedRecommender):
     def item_offset(self, item: Tensor) -> Tensor:
         """(b,): mu_t + b_i."""
         return self.mean + self.item_bias[item]
+
+
+def shrunken_item_biases(domain, field: str, damping: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean (), item biases (items,), and what they leave of each rating (n,), in float64.
+
+    Args:
+        domain: the data set whose rows are averaged.
+        field: its column of ratings.
+        damping: how many ratings at the mean every item is given; one without rows has bias 0.
+    """
+    rating = domain.inter_feat[field].double()
+    item = domain.inter_feat[domain.iid_field]
+    mean = rating.mean()
+    total = torch.zeros(domain.item_num, dtype=torch.float64)
+    total.index_add_(0, item, rating - mean)
+    count = torch.bincount(item, minlength=domain.item_num)
+    bias = total / (count + damping).clamp(min=1e-9)
+    return mean, bias, rating - mean - bias[item]

@@ -1,8 +1,12 @@
 """Matrix factorisation, the base of the mapping models, in its plain and its biased form."""
 
+from functools import partial
+
 import torch
 from recbole.data.dataset import Dataset
 from torch import Tensor, nn
+
+from recbole_mmdiff.model.base import Stage, StagedRecommender
 
 
 class Factorization(nn.Module):
@@ -86,3 +90,29 @@ class Factorization(nn.Module):
         """Squared error, plus ``reg_weight`` times the penalty: a scalar."""
         error = nn.functional.mse_loss(self(user, item), rating)
         return error + reg_weight * self.penalty(user, item) if reg_weight else error
+
+
+def factorization_stages(model: StagedRecommender, domains: dict[str, Factorization],
+                         **options) -> list[Stage]:
+    """A stage for each base factorisation, named as the domain whose ratings it iterates.
+
+    The papers train them for a fixed number of epochs. The same seed gives the same ones to every
+    model that stands on them, whatever it clips later.
+
+    Args:
+        model: says how (``pretrain_epochs``, ``pretrain_batch_size``, ``pretrain_learning_rate``,
+            ``reg_weight``).
+        domains: ``source``, ``target`` -> factorisation, in the order of the stages.
+        options: of the stages.
+    """
+    return [Stage(name, name, (partial(factorization_loss, model, factorization),),
+                  factorization.parameters(), model.pretrain_epochs, validates=False, clips=False,
+                  batch_size=model.pretrain_batch_size, learning_rate=model.pretrain_learning_rate,
+                  **options)
+            for name, factorization in domains.items()]
+
+
+def factorization_loss(model: StagedRecommender, factorization: Factorization, interaction) -> Tensor:
+    """Regularised squared error of a batch of ratings."""
+    return factorization.loss(interaction[model.USER_ID], interaction[model.ITEM_ID],
+                              interaction[model.RATING], model.reg_weight)

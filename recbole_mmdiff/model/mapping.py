@@ -1,13 +1,23 @@
 """What the embedding-and-mapping models share: two base factorisations, and cold users' vectors."""
 
 import itertools
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from recbole_mmdiff.errors import DataError
-from recbole_mmdiff.model.base import Stage, StagedRecommender, finetuned_users
-from recbole_mmdiff.model.factorization import Factorization
+from recbole_mmdiff.model.base import (
+    Stage,
+    StagedRecommender,
+    finetuned_users,
+    overlap_training_users,
+    user_mask,
+)
+from recbole_mmdiff.model.factorization import (
+    Factorization,
+    factorization_loss,
+    factorization_stages,
+)
 
 
 class MappingRecommender(StagedRecommender):
@@ -39,20 +49,12 @@ class MappingRecommender(StagedRecommender):
         self.register_buffer("mean_user", torch.zeros(self.size))
         self.frozen: dict[str, Tensor] = {}
         self.register_load_state_dict_post_hook(_forget_frozen)
-        trained = torch.zeros(dataset.user_num, dtype=torch.bool)
-        trained[dataset.users_with_rows()] = True
-        known = torch.zeros(dataset.user_num, dtype=torch.bool)
-        in_source = dataset.source.inter_feat[dataset.source.uid_field]
-        known[in_source[in_source < dataset.user_num]] = True
+        trained = user_mask(dataset.users_with_rows(), dataset.user_num)
+        known = user_mask(dataset.source.inter_feat[dataset.source.uid_field], dataset.user_num)
         self.register_buffer("is_transferred", known & ~trained)
         self.register_buffer("is_unknown", ~known & ~trained)
         self.register_buffer("is_finetuned", finetuned_users(dataset))
-        overlap_users = dataset.overlap_users()
-        if len(overlap_users) < 2:
-            raise DataError(f"{config['model']} learns to map from overlapping training users, but "
-                            f"there are {len(overlap_users)}; lower test_user_ratio, or raise "
-                            f"overlap_ratio")
-        self.register_buffer("overlap_users", overlap_users)
+        self.register_buffer("overlap_users", overlap_training_users(dataset, config["model"]))
 
     def _apply(self, fn, recurse=True):
         self.frozen.clear()     # Moved or cast weights: what was computed from them is stale.
@@ -63,17 +65,13 @@ class MappingRecommender(StagedRecommender):
         raise NotImplementedError
 
     def pretraining_stages(self) -> list[Stage]:
-        """The two base factorisations; the papers train them for a fixed number of epochs. The same
-        seed gives the same ones to every mapping model, whatever it clips later."""
-        common = {"epochs": self.pretrain_epochs, "validates": False, "clips": False,
-                  "batch_size": self.pretrain_batch_size,
-                  "learning_rate": self.pretrain_learning_rate}
-        return [Stage("source", "source", (self.source_loss,), self.source.parameters(), **common),
-                Stage("target", "target", (self.target_loss,), self.target.parameters(), **common)]
+        """The two base factorisations."""
+        return factorization_stages(self, {"source": self.source, "target": self.target})
 
     def finetuning_stage(self) -> Stage:
         """Target ratings move the vectors of the held-out users on from the transferred ones."""
-        return self._finetuning(self.target_loss, self.target.tables(self.finetune_items),
+        loss = partial(factorization_loss, self, self.target)
+        return self._finetuning(loss, self.target.tables(self.finetune_items),
                                 prepare=self.start_from_transferred)
 
     @torch.no_grad()
@@ -84,18 +82,6 @@ class MappingRecommender(StagedRecommender):
         if len(users):
             self.target.set_user_factors(users, self.user_factors(users))
             self.is_transferred[users] = False
-
-    def source_loss(self, interaction) -> Tensor:
-        """Squared error of source ratings."""
-        return self._rating_loss(self.source, interaction)
-
-    def target_loss(self, interaction) -> Tensor:
-        """Squared error of target ratings."""
-        return self._rating_loss(self.target, interaction)
-
-    def _rating_loss(self, factorization: Factorization, interaction) -> Tensor:
-        return factorization.loss(interaction[self.USER_ID], interaction[self.ITEM_ID],
-                                  interaction[self.RATING], self.reg_weight)
 
     @torch.no_grad()
     def freeze_spaces(self) -> None:

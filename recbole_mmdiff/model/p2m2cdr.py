@@ -7,7 +7,13 @@ from torch.nn import functional
 from recbole_mmdiff.data.modalities import item_modalities
 from recbole_mmdiff.diffusion import fold_in, keyed_uniform
 from recbole_mmdiff.errors import ConfigError
-from recbole_mmdiff.model.base import FinetunedOffset, Stage, StagedRecommender, take
+from recbole_mmdiff.model.base import (
+    FinetunedOffset,
+    OffsetRecommender,
+    Stage,
+    take,
+    user_mask,
+)
 from recbole_mmdiff.model.disentanglement import (
     DomainEncoder,
     Parts,
@@ -20,7 +26,7 @@ from recbole_mmdiff.model.disentanglement import (
 _DROP, _NOISE, _COLD = range(3)
 
 
-class P2M2CDR(StagedRecommender):
+class P2M2CDR(OffsetRecommender):
     """Common and specific parts of a user in each domain, of ids and modalities, aligned in private.
 
     In each domain an item is its id vector plus relu(W_m x) for every modality m it has, a user the
@@ -82,34 +88,17 @@ class P2M2CDR(StagedRecommender):
         self.decoder = nn.Linear(sizes[1], sizes[1])
         nn.init.eye_(self.decoder.weight)
         nn.init.zeros_(self.decoder.bias)
-        has_rows = {name: torch.zeros(dataset.user_num, dtype=torch.bool)
-                    for name in ("target", "source")}
         source_users = dataset.source.inter_feat[dataset.source.uid_field]
-        has_rows["source"][source_users[source_users < dataset.user_num]] = True
-        has_rows["target"][dataset.users_with_rows()] = True
-        for name, mask in has_rows.items():
-            self.register_buffer(f"in_{name}", mask)
+        for name, users in (("source", source_users), ("target", dataset.users_with_rows())):
+            self.register_buffer(f"in_{name}", user_mask(users, dataset.user_num))
 
     def stages(self) -> list[Stage]:
         """One stage over the ratings of both domains."""
         return [Stage("both", "both", (self.training_loss,), self.parameters(), self.epochs)]
 
-    def finetuning_stage(self) -> Stage:
-        """What is learned is added to [z, <w, z>] of the held-out users; items come from features
-        and ids together, so that ``finetune_items`` moves their biases alone."""
-        tables = [self.user_offset, *([self.domains["target"].item_bias] * self.finetune_items)]
-        parameters = [value for table in tables for value in table.parameters()]
-        return self._finetuning(self.finetuning_loss, parameters)
-
-    def finetuning_loss(self, interaction) -> Tensor:
-        """Squared error of target ratings."""
-        user, item = interaction[self.USER_ID], interaction[self.ITEM_ID]
-        with torch.no_grad():
-            factors, items = self._factors_before_finetuning(user), self.item_factors(item)
-        offset = self.user_offset(user)
-        scores = ((factors + offset) * items).sum(-1) + self.item_offset(item)
-        penalty = offset.square().sum(-1).mean()
-        return functional.mse_loss(scores, interaction[self.RATING]) + self.reg_weight * penalty
+    def item_bias_parameters(self):
+        """b_i of target items."""
+        return self.domains["target"].item_bias.parameters()
 
     # ---- parts of users ------------------------------------------------------------------------
 
@@ -199,11 +188,8 @@ class P2M2CDR(StagedRecommender):
 
     # ---- scores --------------------------------------------------------------------------------
 
-    def user_factors(self, user: Tensor) -> Tensor:
-        """(b, k + 1): [z, <w, z>] of users, and what fine-tuning added to them."""
-        return self._factors_before_finetuning(user) + self.user_offset(user)
-
-    def _factors_before_finetuning(self, user: Tensor) -> Tensor:
+    def computed_user_factors(self, user: Tensor) -> Tensor:
+        """(b, k + 1): [z, <w, z>] of users."""
         common = self.obfuscated("source", user, self.parts("source", user), in_test=True)[0]
         cold = self.decoder(self.in_source[user, None] * common)
         vectors = torch.where(self.in_target[user, None], sum(self.parts("target", user)), cold)

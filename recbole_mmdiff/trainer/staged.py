@@ -108,7 +108,8 @@ class StagedTrainer(Trainer):
     def _loader(self, stage: Stage, seed: int):
         if hasattr(self.model, "stages"):
             return stage_loader(self.config, self.parts.train, stage.data,
-                                stage.batch_size or self.config["train_batch_size"], seed)
+                                stage.batch_size or self.config["train_batch_size"], seed,
+                                stage.by_user)
         loader = train_loader(self.config, self.parts.train)
         if self.config["train_neg_sample_args"].get("dynamic", False):
             loader.get_model(self.model)

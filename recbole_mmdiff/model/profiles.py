@@ -1,0 +1,145 @@
+"""Users as the means of the features of what they rated, in each of two domains."""
+
+import torch
+from torch import Tensor, nn
+
+from recbole_mmdiff.graph import mean_of_items
+from recbole_mmdiff.model.factorization import Factorization
+from recbole_mmdiff.model.feature_space import Features
+
+IDS = "id"      # the modality of the base factorisation
+
+
+class DomainProfiles(nn.Module):
+    """The item features of one domain, and the profiles of its users.
+
+    A profile is a row for each modality: the mean of the features of the items that the user has
+    rated in a training row, of those that have some; for the modality ``id`` also the user's own
+    vector of the factorisation; for the users' own features just these. A user without any has no
+    profile in that modality: it is zero, and ``has`` says so.
+
+    Args:
+        dataset: of the domain, its training rows.
+        num_users: profiles are made of the ids below it.
+        items: modality -> features of the items.
+        own: modality -> features of the users themselves, which take the place of the means.
+        factorization: of the domain, for the modality ``id``; or None.
+        id_profile: ``vector``, ``mean`` or ``both``: what a profile holds in that modality.
+        counts: whether log(1 + number of items) stands behind each mean.
+    """
+
+    def __init__(self, dataset, num_users: int, items: dict[str, Features],
+                 own: dict[str, Features], factorization: Factorization | None, id_profile: str,
+                 counts: bool):
+        super().__init__()
+        self.num_users, self.counts, self.id_profile = num_users, counts, id_profile
+        self.factorization = factorization
+        self.content, self.own = list(items), list(own)
+        user, item = (dataset.inter_feat[f] for f in (dataset.uid_field, dataset.iid_field))
+        kept = user < num_users
+        constants = {"rows_user": user[kept], "rows_item": item[kept]}
+        for kind, features in (("item", items), ("user", own)):
+            for number, found in enumerate(features.values()):
+                constants |= {f"{kind}_values_{number}": found.values,
+                              f"{kind}_known_{number}": found.known}
+        seen = torch.zeros(dataset.item_num, dtype=torch.bool)
+        seen[item] = True
+        constants["item_seen"] = seen
+        for name, value in constants.items():
+            self.register_buffer(name, value, persistent=False)
+        for number, size in enumerate(self.profile_sizes.values()):
+            self.register_buffer(f"center_{number}", torch.zeros(size))
+            self.register_buffer(f"scale_{number}", torch.ones(size))
+        self.tables: dict = {}
+        self.register_load_state_dict_post_hook(_forget_tables)
+
+    def _apply(self, fn, recurse=True):
+        self.tables.clear()     # Moved or cast weights: what was computed from them is stale.
+        return super()._apply(fn, recurse)
+
+    # ---- items ---------------------------------------------------------------------------------
+
+    @property
+    def item_sizes(self) -> dict[str, int]:
+        """Modality -> number of columns of its item features."""
+        sizes = {name: getattr(self, f"item_values_{number}").shape[1]
+                 for number, name in enumerate(self.content)}
+        if self.factorization is not None:
+            sizes[IDS] = self.factorization.item_embedding.embedding_dim
+        return sizes
+
+    def items(self, name: str) -> tuple[Tensor, Tensor]:
+        """Features (items, k) in a modality, zero where not known, and which are known (items,)."""
+        if name != IDS:
+            number = self.content.index(name)
+            return getattr(self, f"item_values_{number}"), getattr(self, f"item_known_{number}")
+        if "item" not in self.tables:
+            vectors = self.factorization.item_embedding.weight.detach()
+            scale = vectors[self.item_seen].square().mean().sqrt().clamp(min=1e-9)
+            self.tables["item"] = vectors / scale * self.item_seen[:, None]
+        return self.tables["item"], self.item_seen
+
+    # ---- users ---------------------------------------------------------------------------------
+
+    @property
+    def profile_sizes(self) -> dict[str, int]:
+        """Modality -> number of columns of its profiles."""
+        if self.own:
+            sizes = {name: getattr(self, f"user_values_{number}").shape[1]
+                     for number, name in enumerate(self.own)}
+        else:
+            sizes = {name: size + self.counts for name, size in self.item_sizes.items() if name != IDS}
+        if self.factorization is not None:
+            mean = self.factorization.item_embedding.embedding_dim + self.counts
+            sizes[IDS] = (self.id_profile != "mean") * self.factorization.size \
+                + (self.id_profile != "vector") * mean
+        return sizes
+
+    @torch.no_grad()
+    def fit(self, users: Tensor) -> None:
+        """Centre and scale every column by the profiles of some users (n,)."""
+        self.tables.clear()
+        for number, name in enumerate(self.profile_sizes):
+            table, has = self._raw(name)
+            found = table[users[has[users]]]
+            if len(found):
+                getattr(self, f"center_{number}").copy_(found.mean(0))
+                getattr(self, f"scale_{number}").copy_(found.std(0, correction=0).clamp(min=1e-6))
+
+    def profiles(self, name: str, user: Tensor) -> tuple[Tensor, Tensor]:
+        """Standardised profiles (b, k) of users (b,) in a modality, and who has one (b,)."""
+        if name not in self.tables:
+            self.tables[name] = self._standardized(name)
+        table, has = self.tables[name]
+        return table.index_select(0, user), has.index_select(0, user)
+
+    @torch.no_grad()
+    def _standardized(self, name: str) -> tuple[Tensor, Tensor]:
+        number = list(self.profile_sizes).index(name)
+        with torch.autocast(self.rows_user.device.type, enabled=False):     # There is no sparse half.
+            table, has = self._raw(name)
+        table = (table - getattr(self, f"center_{number}")) / getattr(self, f"scale_{number}")
+        return table * has[:, None], has
+
+    def _raw(self, name: str) -> tuple[Tensor, Tensor]:
+        """Profiles (users, k) as they are, and who has one (users,)."""
+        if name in self.own and name != IDS:
+            number = self.own.index(name)
+            return getattr(self, f"user_values_{number}"), getattr(self, f"user_known_{number}")
+        features, known = self.items(name)
+        rows = known[self.rows_item]
+        user, item = self.rows_user[rows], self.rows_item[rows]
+        matrix = mean_of_items(user, item, self.num_users, len(features))
+        count = torch.bincount(user, minlength=self.num_users)
+        parts = []
+        if name == IDS and self.id_profile != "mean":
+            everybody = torch.arange(self.num_users, device=features.device)
+            parts.append(self.factorization.user_factors(everybody).detach())
+        if name != IDS or self.id_profile != "vector":
+            parts += [matrix @ features, *[torch.log1p(count.float())[:, None]] * self.counts]
+        return torch.cat(parts, 1), count > 0
+
+
+def _forget_tables(domain: DomainProfiles, _keys) -> None:
+    """Other weights were loaded: what was computed from the old ones is stale."""
+    domain.tables.clear()
