@@ -20,6 +20,8 @@ MODELS = {
     "CoNet": "recbole_mmdiff.model.conet",
     "BiTGCF": "recbole_mmdiff.model.bitgcf",
     "P2M2CDR": "recbole_mmdiff.model.p2m2cdr",
+    "MMDCDR": "recbole_mmdiff.model.mmdcdr",
+    "MuSiC": "recbole_mmdiff.model.music",
 }
 _registered: dict[str, type] = {}
 
