@@ -168,11 +168,10 @@ def _train_and_evaluate(config, parts: Parts, model, folder: Path, resume: bool,
         logger.warning("warm_start: %d interactions are set aside for fine-tuning, which is not done "
                        "(finetune_epochs is 0, or %s cannot): test users are cold",
                        len(parts.aside["finetune"]), config["model"])
-    if hasattr(model, "is_transferred"):
-        tested = parts.test.inter_feat[parts.test.uid_field]
-        if not model.is_transferred[tested.to(model.is_transferred.device)].any():
-            logger.warning("no test user of this split is cold: %s transfers cold users only, and scores "
-                           "all others by its target factorisation", config["model"])
+    if hasattr(model, "cautions"):
+        tested = torch.unique(parts.test.inter_feat[parts.test.uid_field])
+        for line in model.cautions(tested.to(model.device)):
+            logger.warning(line)
     evaluator = Evaluator(config, parts)
     trainer = make_trainer(config, model, evaluator, folder / CHECKPOINT)
     started = perf_counter()

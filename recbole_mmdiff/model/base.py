@@ -100,6 +100,10 @@ class StagedRecommender(GeneralRecommender):
         raise ConfigError(f"finetune_epochs: {type(self).__name__} cannot be fine-tuned; set it to 0, "
                           f"which leaves the held-out users cold")
 
+    def cautions(self, test_users: Tensor) -> list[str]:
+        """What to tell before a run whose test users are these (n,): a line each."""
+        return []
+
     def _finetuning(self, loss: Callable[..., Tensor], parameters: Iterable[nn.Parameter],
                     prepare: Callable[[], None] | None = None) -> Stage:
         # A decay would move the vectors of everybody else, too.

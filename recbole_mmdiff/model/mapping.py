@@ -60,6 +60,13 @@ class MappingRecommender(StagedRecommender):
         self.frozen.clear()     # Moved or cast weights: what was computed from them is stale.
         return super()._apply(fn, recurse)
 
+    def cautions(self, test_users: Tensor) -> list[str]:
+        """That nobody of the test users (n,) is transferred."""
+        if self.is_transferred[test_users].any():
+            return []
+        return [f"no test user of this split is cold: {type(self).__name__} transfers cold users only, and "
+                f"scores all others by its target factorisation"]
+
     def transfer(self, user: Tensor) -> Tensor:
         """(b, size): standardised target vectors of users (b,), from their source vectors."""
         raise NotImplementedError

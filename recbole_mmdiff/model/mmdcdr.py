@@ -4,7 +4,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from recbole_mmdiff.diffusion import (
     MLPDenoiser,
@@ -30,17 +29,54 @@ _STEPS, _NOISE, _DROP, _START = range(4)
 
 
 class Modal(NamedTuple):
-    """Vectors of the same users or items in each modality (b, k), and who has them (b,)."""
+    """Vectors (b, k) of the same users or items in each modality, and who has them (b,)."""
 
     vectors: list[Tensor]
     present: list[Tensor]
 
 
 class MMDCDR(ProfileRecommender):
-    """..."""
+    """One conditional diffusion for each modality generates a user's target profile from the source's.
 
-    citation = ("Multi-Modal Diffusion Model for Cross-Domain Recommendation. Anonymous manuscript, "
-                "2025.")
+    A user's profile in a modality is the mean of the projected features of what the user has rated in
+    a domain (Eq. 1). A perceptron predicts the noise of a noisy target profile under the condition of
+    the source profile (Eqs. 2-5), with classifier-free guidance (Eq. 6); a DPM-Solver draws the
+    target profile, and a perceptron aligns it (Eq. 8). Modalities are fused by a linear layer, for
+    users and items (Eq. 11), and meet in an inner product (Eq. 12). Stage 1 trains the diffusions
+    (Eq. 7), stage 2 alignment, item projections and fusion on the rating error plus a contrastive loss
+    between the modalities of users and of items (Eqs. 9, 10, 13, 14). Text and image are not special:
+    there may be any number of modalities.
+
+    Deviations:
+        - W_m of Eq. 1, on the users' side, are the principal axes of the item features of both
+          domains, and stay as they are: trained by Eq. 7 they would fall to zero, where noise is
+          predicted without error. Items have projections of their own, learned in stage 2.
+        - The loss of the diffusions is that of the unguided prediction (the paper writes the guided
+          one), and a dropped condition is a zero input, before the bias of its layer.
+        - Stage 2 runs on generated vectors alone, drawn anew in each epoch and without gradient
+          through the solver. A user without source rows has the own target profile in their place.
+        - An item without a modality is left out of the profiles and of Eq. 9, and is zero in the
+          fusion; so is a user without any such item. More than two modalities: Eq. 9 is averaged
+          over the pairs. It is a mean over a batch's distinct users (items), not a sum.
+        - The profile side's hidden layers are ``num_layers`` of ``hidden_size`` with SiLU; the paper
+          names the number of layers, not the activation. The size of what is diffused is the number
+          of columns of the profile, which is d where features have as many; alignment maps it to d.
+        - ``align_weight`` adds the distance of the aligned generated vector to the aligned true
+          profile, which the text of section III-D suggests and Eq. 14 lacks; 0 by default.
+        - Not in the paper, and off with ``paper: True``: biases in the rating head; the item vectors
+          of a base factorisation as one more modality (``use_ids``), in which the profile also holds
+          the user's own vector; two statistics of the ratings behind each profile; standardised profiles,
+          since the noise has unit scale; the mean of the samples in place of one
+          (``sampling_noise: False`` starts the solver at zero, which is the mean of all samples
+          where they are Gaussian; or ``num_samples``); fewer principal axes and smaller networks;
+          betas rescaled to the number of steps. Its contrastive loss is off by default: it makes the
+          rating error larger on the data we have.
+        - Noise is drawn by (seed, epoch, user), so that it does not depend on the batch; a batch is
+          one of users with all their ratings. The best epoch is chosen on validation users.
+        - Under mixed precision the solver stays in float32.
+    """
+
+    citation = "Multi-Modal Diffusion Model for Cross-Domain Recommendation. Manuscript, 2025."
 
     def __init__(self, config, dataset):
         size = config["embedding_size"]
@@ -53,8 +89,7 @@ class MMDCDR(ProfileRecommender):
         self.drop_probability = config["condition_drop_probability"]
         self.sampling_noise, self.num_samples = config["sampling_noise"], config["num_samples"]
         self.contrastive_weight = config["contrastive_weight"]
-        self.align_weight = config["align_weight"]
-        self.temperature = config["temperature"]
+        self.align_weight, self.temperature = config["align_weight"], config["temperature"]
         self.schedule = linear_schedule(config["num_steps"], config["beta_start"], config["beta_end"],
                                         rescale=config["rescale_schedule"])
         self.plan = dpm_solver_plan(self.schedule, config["num_evaluations"], config["solver_order"])
@@ -72,107 +107,134 @@ class MMDCDR(ProfileRecommender):
         self.item_layers = nn.ModuleList(nn.Linear(k, size) for k in target.item_sizes.values())
         self.user_fusion = nn.Linear(len(self.alignments) * size, size)
         self.item_fusion = nn.Linear(len(self.item_layers) * size, size)
+        if config["compile_networks"]:
+            for network in self.denoisers:
+                network.compile(dynamic=True)
 
     # ---- training ------------------------------------------------------------------------------
 
     def stages(self) -> list[Stage]:
         """Section III-F: the diffusions, then alignment, fusion and rating head."""
-        heads = [self.alignments, self.item_layers, self.user_fusion, self.item_fusion, self.head]
+        heads = (self.alignments, self.item_layers, self.user_fusion, self.item_fusion, self.head)
         parameters = [value for module in heads for value in module.parameters()]
         return [*self.factorization_stages(),
-                Stage("diffusion", "overlap_users", (self.diffusion_loss,), self.denoisers.parameters(),
+                Stage("diffusion", "overlap_users", (self.profile_loss,), self.denoisers.parameters(),
                       self.diffusion_epochs, validates=False, batch_size=self.diffusion_batch_size,
                       learning_rate=self.diffusion_learning_rate, weight_decay=0.0,
                       prepare=self.fit_profiles),
                 Stage("rating", self.rating_data, (self.rating_loss,), parameters, self.epochs,
                       by_user=True, prepare=self.fit_profiles)]
 
-    def diffusion_loss(self, interaction) -> Tensor:
-        """Eq. 7 of a batch of overlapping users, summed over modalities."""
+    def profile_loss(self, interaction) -> Tensor:
+        """L_DM (Eq. 7) of a batch of overlapping users, summed over modalities; without diffusion the
+        squared error of the perceptron that maps source to target profiles."""
         user = interaction[self.USER_ID]
         return sum(self._modality_loss(number, user) for number in range(len(self.names)))
 
     def _modality_loss(self, number: int, user: Tensor) -> Tensor:
         x0, has_target = self.domains["target"].profiles(self.names[number], user)
         condition, has_source = self.domains["source"].profiles(self.names[number], user)
+        losses = self._noise_errors(number, user, x0, condition) if self.use_diffusion \
+            else (self.denoisers[number](condition) - x0).square().mean(-1)
         learned = has_target & has_source
-        network = self.denoisers[number]
-        if not self.use_diffusion:
-            losses = (network(condition) - x0).square().mean(-1)
-        else:
-            step, noise = self._step_and_noise(number, user, x0)
-            uniform = keyed_uniform(user, 1, self._seed(_DROP, number))
-            x_t = q_sample(x0, noise, *self.schedule.alpha_sigma_at(step))                # Eq. 3
-            keep = drop_condition(uniform, self.drop_probability)
-            predicted = network(x_t, self._time(step), condition, keep)
-            losses = diffusion_loss(predicted, x0, noise, "eps", "mse", "none")           # Eq. 7
         return (losses * learned).sum() / learned.sum().clamp(min=1)
 
-    def _step_and_noise(self, number: int, user: Tensor, x0: Tensor) -> tuple[Tensor, Tensor]:
+    def _noise_errors(self, number: int, user: Tensor, x0: Tensor, condition: Tensor) -> Tensor:
+        """(b,): mean squared error of the predicted noise."""
         step = keyed_antithetic_steps(user, self.schedule.num_steps, self._seed(_STEPS, number))
-        return step, keyed_normal(user, x0.shape[1], self._seed(_NOISE, number))
+        noise = keyed_normal(user, x0.shape[1], self._seed(_NOISE, number))
+        uniform = keyed_uniform(user, 1, self._seed(_DROP, number))
+        keep = drop_condition(uniform, self.drop_probability)
+        x_t = q_sample(x0, noise, *self.schedule.alpha_sigma_at(step))                    # Eq. 3
+        predicted = self.denoisers[number](x_t, self._time(step), condition, keep)
+        return diffusion_loss(predicted, x0, noise, "eps", "mse", "none")                 # Eq. 7
 
     def _seed(self, purpose: int, number: int) -> int:
         return fold_in(self.seed, self.epoch, purpose, number)
 
-    def _time(self, step):
-        """What the network sees of step n of R: from 0, on the scale of 1,000 steps."""
+    def _time(self, step: float | Tensor) -> float | Tensor:
+        """What the network sees of step r in 1 .. R: from 0, on the scale of 1,000 steps."""
         return (step - 1) * (1000 / self.schedule.num_steps)
 
     def rating_loss(self, interaction) -> Tensor:
         """L_task + lambda L_cl (Eq. 14) of all target ratings of a batch of users."""
-        users, items = (torch.unique(interaction[f]) for f in (self.USER_ID, self.ITEM_ID))
-        user_side, item_side = self.modal_users(users), self.modal_items(items)
-        loss = self.task_loss(interaction, self.fuse(self.user_fusion, user_side),
-                              self.fuse(self.item_fusion, item_side))                     # Eq. 13
+        users, items = (torch.unique(interaction[field]) for field in (self.USER_ID, self.ITEM_ID))
+        user_side, item_side = self.modal_users(users, learning=True), self.modal_items(items)
+        loss = self.task_loss(interaction, self.fused(self.user_fusion, user_side),
+                              self.fused(self.item_fusion, item_side))                    # Eq. 13
         if self.contrastive_weight:
             loss = loss + self.contrastive_weight * sum(modality_contrastive_loss(
                 *side, self.temperature) for side in (user_side, item_side))              # Eq. 10
+        if self.align_weight:
+            loss = loss + self.align_weight * self._alignment_loss(users, user_side)
         return loss
 
-    # ---- vectors -------------------------------------------------------------------------------
+    def _alignment_loss(self, user: Tensor, generated: Modal) -> Tensor:
+        """Distance of aligned generated vectors to the aligned true profiles, summed over modalities."""
+        loss = 0.0
+        for number, alignment in enumerate(self.alignments):
+            x0, has = self.domains["target"].profiles(self.names[number], user)
+            both = has & generated.present[number]
+            distance = (generated.vectors[number] - alignment(x0).detach()).square().mean(-1)
+            loss = loss + (distance * both).sum() / both.sum().clamp(min=1)
+        return loss
 
-    def modal_users(self, user: Tensor) -> Modal:
-        """Generated and aligned vectors of users (b,) in each modality (Eq. 8)."""
+    # ---- users ---------------------------------------------------------------------------------
+
+    def modal_users(self, user: Tensor, learning: bool = False) -> Modal:
+        """Generated and aligned vectors (b, d) of users (b,) in each modality (Eq. 8)."""
         vectors, present = [], []
         for number, alignment in enumerate(self.alignments):
-            profile, has = self.target_profile(number, user)
+            profile, has = self.target_profiles(number, user, learning)
             vectors.append(alignment(profile) * has[:, None])
             present.append(has)
         return Modal(vectors, present)
 
     @torch.no_grad()
-    def target_profile(self, number: int, user: Tensor) -> tuple[Tensor, Tensor]:
-        """(b, k) and (b,): target profiles in a modality, generated or, of users without any source
-        row, their own; and who has one."""
-        name = self.names[number]
-        profile, has = self.domains["target"].profiles(name, user)
-        generated = self.in_source[user]
-        condition, has_source = self.domains["source"].profiles(name, user)
-        if generated.any():
-            made = self.generate(number, user[generated], condition[generated])
-            profile = profile.index_put((generated,), made)
-        return profile, torch.where(generated, has_source, has)
+    def target_profiles(self, number: int, user: Tensor, learning: bool) -> tuple[Tensor, Tensor]:
+        """Target profiles (b, k) of users in a modality, and who has one (b,): generated ones, and of
+        users without a source row their own."""
+        profile, has = self.domains["target"].profiles(self.names[number], user)
+        condition, has_source = self.domains["source"].profiles(self.names[number], user)
+        transferred = self.in_source[user]
+        if transferred.any():
+            made = self.generated(number, user[transferred], condition[transferred], learning)
+            profile[transferred] = made.to(profile.dtype)
+        return profile, torch.where(transferred, has_source, has)
 
-    def generate(self, number: int, user: Tensor, condition: Tensor) -> Tensor:
-        """(b, k): x_0 of the diffusion of a modality under conditions (b, c), the mean of samples."""
+    def generated(self, number: int, user: Tensor, condition: Tensor, learning: bool = False) -> Tensor:
+        """(b, k): what the diffusion of a modality makes of source profiles (b, c) (section III-D, 5);
+        with ``learning`` from the noise of this epoch, else from that of the run."""
         network = self.denoisers[number]
         if not self.use_diffusion:
             return network(condition)
-        size = self.domains["target"].profile_sizes[self.names[number]]
-        # In training fresh noise in each epoch; outside of it the run's, whatever the stage.
-        seed = self._seed(_START, number) if self.training else fold_in(self.run_seed, _START, number)
-        starts = [keyed_normal(user, size, fold_in(seed, sample)) for sample in range(self.num_samples)] \
-            if self.sampling_noise else [condition.new_zeros(len(user), size)]
+        starts = self._starts(number, user, learning)
         count = len(starts)
         with torch.autocast(self.device.type, enabled=False):
             denoise = guided_noise(network, condition.repeat(count, 1), self.guidance_scale,
-                                   lambda t: self._time(max(t * self.schedule.num_steps, 1.0)))
+                                   self._sampling_time)
             drawn = run_plan(self.plan, denoise, torch.cat(starts))
-        return drawn.view(count, len(user), size).mean(0)
+        return drawn.view(count, len(user), -1).mean(0)
+
+    def _starts(self, number: int, user: Tensor, learning: bool) -> list[Tensor]:
+        """States x_R (b, k), one for each sample."""
+        size = self.domains["target"].profile_sizes[self.names[number]]
+        if not self.sampling_noise:
+            return [torch.zeros(len(user), size, device=user.device)]
+        seed = self._seed(_START, number) if learning else fold_in(self.run_seed, _START, number)
+        return [keyed_normal(user, size, fold_in(seed, sample)) for sample in range(self.num_samples)]
+
+    def _sampling_time(self, t: float) -> float:
+        return self._time(max(t * self.schedule.num_steps, 1.0))
+
+    def user_vectors(self, user: Tensor, learning: bool = False) -> Tensor:
+        """(b, d): u^t of users (Eq. 11)."""
+        return self.fused(self.user_fusion, self.modal_users(user, learning))
+
+    # ---- items ---------------------------------------------------------------------------------
 
     def modal_items(self, item: Tensor) -> Modal:
-        """Projected features of items (b,) in each modality (Eq. 1)."""
+        """Projected features (b, d) of target items (b,) in each modality (Eq. 1)."""
         vectors, present = [], []
         for name, layer in zip(self.domains["target"].item_sizes, self.item_layers, strict=True):
             values, known = self.domains["target"].items(name)
@@ -180,15 +242,11 @@ class MMDCDR(ProfileRecommender):
             present.append(known[item])
         return Modal(vectors, present)
 
+    def item_vectors(self, item: Tensor, learning: bool = False) -> Tensor:
+        """(b, d): v^t of items (Eq. 11)."""
+        return self.fused(self.item_fusion, self.modal_items(item))
+
     @staticmethod
-    def fuse(layer: nn.Linear, side: Modal) -> Tensor:
-        """(b, d): Eq. 11."""
+    def fused(layer: nn.Linear, side: Modal) -> Tensor:
+        """(b, d): W concat(vectors of the modalities) + b (Eq. 11)."""
         return layer(torch.cat(side.vectors, -1))
-
-    def user_vectors(self, user: Tensor) -> Tensor:
-        """(b, d): u^t of users (Eq. 11)."""
-        return self.fuse(self.user_fusion, self.modal_users(user))
-
-    def item_vectors(self, item: Tensor) -> Tensor:
-        """(b, d): v^t of items."""
-        return self.fuse(self.item_fusion, self.modal_items(item))

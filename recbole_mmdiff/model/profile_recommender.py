@@ -13,12 +13,14 @@ from recbole_mmdiff.model.base import (
     OffsetRecommender,
     Stage,
     overlap_training_users,
+    take,
     user_mask,
 )
 from recbole_mmdiff.model.factorization import Factorization, factorization_stages
 from recbole_mmdiff.model.feature_space import Features, shared_item_features, shared_modalities
-from recbole_mmdiff.model.profiles import DomainProfiles
+from recbole_mmdiff.model.profiles import DomainProfiles, rating_statistics
 from recbole_mmdiff.model.rating_head import RatingHead
+from recbole_mmdiff.model.row_cache import RowCache
 
 ID_PROFILES = ("vector", "mean", "both")
 RATING_USERS = ("overlapping", "all_target")
@@ -50,8 +52,12 @@ class ProfileRecommender(OffsetRecommender):
         self.register_buffer("overlap_users", overlap_training_users(dataset, config["model"]))
         source_users = dataset.source.inter_feat[dataset.source.uid_field]
         self.register_buffer("in_source", user_mask(source_users, dataset.user_num))
-        self._item_table: Tensor | None = None
-        self.register_load_state_dict_post_hook(_forget_items)
+        chunk = config["sampling_batch_size"]
+        self.user_rows = RowCache(
+            lambda user: self.head.user_factors(self.user_vectors(user)), dataset.user_num, chunk)
+        self.item_rows = RowCache(
+            lambda item: self.head.item_factors(self.item_vectors(item)), dataset.item_num, chunk)
+        self.register_load_state_dict_post_hook(_forget_rows)
 
     def _domains(self, config, dataset) -> dict[str, DomainProfiles]:
         names = shared_modalities(dataset, config["modalities"])
@@ -61,15 +67,18 @@ class ProfileRecommender(OffsetRecommender):
         items = shared_item_features(dataset, names, config["modality_policy"], config["feature_size"])
         id_profile = one_of("id_profile", config["id_profile"], ID_PROFILES)
         shape = (self.RATING, config["id_embedding_size"], config["biases"], config["init_std"])
+        damping = config["item_damping"], config["user_damping"]
         domains = {}
         for name, domain in (("target", dataset), ("source", dataset.source)):
-            own = {modality: Features(values[:dataset.user_num], ~missing[:dataset.user_num])
+            rated = user_mask(domain.inter_feat[domain.uid_field], dataset.user_num)
+            own = {modality: Features(values[:dataset.user_num], ~missing[:dataset.user_num] & rated)
                    for modality, (values, missing)
                    in user_modalities(domain, config["user_modalities"]).items()}
             domains[name] = DomainProfiles(
                 domain, dataset.user_num, items[name], own,
                 Factorization(domain, *shape) if config["use_ids"] else None, id_profile,
-                config["profile_counts"])
+                rating_statistics(domain, self.RATING, dataset.user_num, *damping)
+                if config["profile_statistics"] else torch.zeros(dataset.user_num, 0))
         made = f"their own features {list(own)}" if own else f"the means of what they rated, in {names}"
         logging.getLogger().info("profiles of users: %s%s", made,
                                  f", and ids ({id_profile})" if config["use_ids"] else "")
@@ -87,7 +96,6 @@ class ProfileRecommender(OffsetRecommender):
     def fit_profiles(self) -> None:
         """The start of a stage after the factorisations: profiles, which no longer change, centred and
         scaled by those of the overlapping training users."""
-        self._item_table = None
         for domain in self.domains.values():
             domain.tables.clear()
             if self.standardize:
@@ -99,41 +107,37 @@ class ProfileRecommender(OffsetRecommender):
         return "target" if self.rating_users == "all_target" else "overlap_ratings"
 
     def task_loss(self, interaction, user_vectors: Tensor, item_vectors: Tensor) -> Tensor:
-        """Squared error of a batch of ratings (n rows).
+        """Squared error of a batch of target ratings.
 
         Args:
-            interaction: the batch.
-            user_vectors, item_vectors: (u, k), (i, k) of its distinct users and items, in order of id.
+            interaction: n rows.
+            user_vectors, item_vectors: z (u, k) and v (i, k) of their distinct users and items, in
+                order of id.
         """
-        items = torch.unique(interaction[self.ITEM_ID])
-        users = self.head.user_factors(user_vectors)[_place(interaction[self.USER_ID])]
-        place = _place(interaction[self.ITEM_ID])
-        scores = (users * self.head.item_factors(item_vectors)[place]).sum(-1)
-        return functional.mse_loss((scores + self.head.item_offset(items)[place]).float(),
-                                   interaction[self.RATING])
+        user_place, item_place = (torch.unique(interaction[field], return_inverse=True)[1]
+                                  for field in (self.USER_ID, self.ITEM_ID))
+        users, items = self.head.user_factors(user_vectors), self.head.item_factors(item_vectors)
+        scores = (take(users, user_place) * take(items, item_place)).sum(-1) \
+            + self.head.item_offset(interaction[self.ITEM_ID])
+        return functional.mse_loss(scores.float(), interaction[self.RATING])
 
     # ---- scores --------------------------------------------------------------------------------
 
-    def user_vectors(self, user: Tensor) -> Tensor:
-        """(b, k): z of users (b,)."""
+    def user_vectors(self, user: Tensor, learning: bool = False) -> Tensor:
+        """(b, k): z of users (b,); ``learning`` draws dropout and noise of this epoch."""
         raise NotImplementedError
 
-    def item_vectors(self, item: Tensor) -> Tensor:
+    def item_vectors(self, item: Tensor, learning: bool = False) -> Tensor:
         """(b, k): v of items (b,)."""
         raise NotImplementedError
 
     def computed_user_factors(self, user: Tensor) -> Tensor:
-        """(b, k) or (b, k + 1): z, or [z, <w, z>]."""
-        return self.head.user_factors(self.user_vectors(user))
+        """(b, k) or (b, k + 1): z, or [z, <w, z>]; each user is generated once in an evaluation."""
+        return self.user_rows(user)
 
     def item_factors(self, item: Tensor) -> Tensor:
-        """(b, k) or (b, k + 1): v, or [v, 1]; of all items at once outside of training."""
-        if self.training:
-            return self.head.item_factors(self.item_vectors(item))
-        if self._item_table is None:
-            everything = torch.arange(self.n_items, device=self.device)
-            self._item_table = self.head.item_factors(self.item_vectors(everything)).detach()
-        return self._item_table[item]
+        """(b, k) or (b, k + 1): v, or [v, 1]."""
+        return self.item_rows(item)
 
     def item_offset(self, item: Tensor) -> Tensor:
         """(b,): 0, or mean rating plus item bias."""
@@ -143,19 +147,28 @@ class ProfileRecommender(OffsetRecommender):
         """b_i of target items."""
         return self.head.item_bias.parameters() if self.head.biases else ()
 
+    def cautions(self, test_users: Tensor) -> list[str]:
+        """That nobody of the test users (n,) has a source profile."""
+        if self.in_source[test_users].any():
+            return []
+        return [f"no test user of this split has a source row: {type(self).__name__} transfers nobody, and "
+                f"scores by target profiles"]
+
+    # ---- what was computed from weights is forgotten with them -----------------------------------
+
+    def forget_rows(self) -> None:
+        """Users and items are computed anew: weights have changed."""
+        self.user_rows.clear()
+        self.item_rows.clear()
+
     def train(self, mode: bool = True):
-        self._item_table = None
+        self.forget_rows()
         return super().train(mode)
 
     def _apply(self, fn, recurse=True):
-        self._item_table = None     # Moved or cast weights: what was computed from them is stale.
+        self.forget_rows()
         return super()._apply(fn, recurse)
 
 
-def _place(ids: Tensor) -> Tensor:
-    return torch.unique(ids, return_inverse=True)[1]
-
-
-def _forget_items(model: ProfileRecommender, _keys) -> None:
-    """Other weights were loaded: what was computed from the old ones is stale."""
-    model._item_table = None
+def _forget_rows(model: ProfileRecommender, _keys) -> None:
+    model.forget_rows()

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from recbole_mmdiff.graph import mean_of_items
+from recbole_mmdiff.model.bias import shrunken_item_biases
 from recbole_mmdiff.model.factorization import Factorization
 from recbole_mmdiff.model.feature_space import Features
 
@@ -14,9 +15,10 @@ class DomainProfiles(nn.Module):
     """The item features of one domain, and the profiles of its users.
 
     A profile is a row for each modality: the mean of the features of the items that the user has
-    rated in a training row, of those that have some; for the modality ``id`` also the user's own
-    vector of the factorisation; for the users' own features just these. A user without any has no
-    profile in that modality: it is zero, and ``has`` says so.
+    rated in a training row, of those that have some; in the modality ``id`` also the user's own vector
+    of the factorisation; or the users' own features in place of the means. Statistics of the ratings
+    may stand behind. A user without any such item has no profile in that modality: it is zero, and
+    what comes with the profiles says so.
 
     Args:
         dataset: of the domain, its training rows.
@@ -25,19 +27,19 @@ class DomainProfiles(nn.Module):
         own: modality -> features of the users themselves, which take the place of the means.
         factorization: of the domain, for the modality ``id``; or None.
         id_profile: ``vector``, ``mean`` or ``both``: what a profile holds in that modality.
-        counts: whether log(1 + number of items) stands behind each mean.
+        statistics: (num_users, s) of the users' ratings, which stand behind each mean; s may be 0.
     """
 
     def __init__(self, dataset, num_users: int, items: dict[str, Features],
                  own: dict[str, Features], factorization: Factorization | None, id_profile: str,
-                 counts: bool):
+                 statistics: Tensor):
         super().__init__()
-        self.num_users, self.counts, self.id_profile = num_users, counts, id_profile
+        self.num_users, self.id_profile = num_users, id_profile
         self.factorization = factorization
         self.content, self.own = list(items), list(own)
         user, item = (dataset.inter_feat[f] for f in (dataset.uid_field, dataset.iid_field))
         kept = user < num_users
-        constants = {"rows_user": user[kept], "rows_item": item[kept]}
+        constants = {"rows_user": user[kept], "rows_item": item[kept], "statistics": statistics}
         for kind, features in (("item", items), ("user", own)):
             for number, found in enumerate(features.values()):
                 constants |= {f"{kind}_values_{number}": found.values,
@@ -88,12 +90,11 @@ class DomainProfiles(nn.Module):
             sizes = {name: getattr(self, f"user_values_{number}").shape[1]
                      for number, name in enumerate(self.own)}
         else:
-            sizes = {name: size + self.counts for name, size in self.item_sizes.items() if name != IDS}
+            sizes = {name: size for name, size in self.item_sizes.items() if name != IDS}
         if self.factorization is not None:
-            mean = self.factorization.item_embedding.embedding_dim + self.counts
             sizes[IDS] = (self.id_profile != "mean") * self.factorization.size \
-                + (self.id_profile != "vector") * mean
-        return sizes
+                + (self.id_profile != "vector") * self.factorization.item_embedding.embedding_dim
+        return {name: size + self.statistics.shape[1] for name, size in sizes.items()}
 
     @torch.no_grad()
     def fit(self, users: Tensor) -> None:
@@ -123,21 +124,34 @@ class DomainProfiles(nn.Module):
 
     def _raw(self, name: str) -> tuple[Tensor, Tensor]:
         """Profiles (users, k) as they are, and who has one (users,)."""
-        if name in self.own and name != IDS:
+        if name in self.own:
             number = self.own.index(name)
-            return getattr(self, f"user_values_{number}"), getattr(self, f"user_known_{number}")
+            values, has = (getattr(self, f"user_{kind}_{number}") for kind in ("values", "known"))
+            return torch.cat([values, self.statistics], 1), has
         features, known = self.items(name)
         rows = known[self.rows_item]
         user, item = self.rows_user[rows], self.rows_item[rows]
-        matrix = mean_of_items(user, item, self.num_users, len(features))
-        count = torch.bincount(user, minlength=self.num_users)
-        parts = []
+        has = torch.bincount(user, minlength=self.num_users) > 0
+        parts = [self.statistics]
+        if name != IDS or self.id_profile != "vector":
+            parts.insert(0, mean_of_items(user, item, self.num_users, len(features)) @ features)
         if name == IDS and self.id_profile != "mean":
             everybody = torch.arange(self.num_users, device=features.device)
-            parts.append(self.factorization.user_factors(everybody).detach())
-        if name != IDS or self.id_profile != "vector":
-            parts += [matrix @ features, *[torch.log1p(count.float())[:, None]] * self.counts]
-        return torch.cat(parts, 1), count > 0
+            parts.insert(0, self.factorization.user_factors(everybody).detach())
+        return torch.cat(parts, 1), has
+
+
+def rating_statistics(dataset, rating_field: str, num_users: int, item_damping: float,
+                      user_damping: float) -> Tensor:
+    """(num_users, 2): log(1 + number of ratings), and the shrunken mean of what the items' means leave
+    of them, of the users below ``num_users`` in the rows of a domain; 0 and 0 without a row."""
+    user = dataset.inter_feat[dataset.uid_field]
+    residual = shrunken_item_biases(dataset, rating_field, item_damping)[2]
+    size = max(num_users, dataset.user_num)
+    total = torch.zeros(size, dtype=torch.float64).index_add_(0, user, residual)
+    count = torch.bincount(user, minlength=size).double()
+    mean = total / (count + user_damping).clamp(min=1e-9)
+    return torch.stack([count.log1p(), mean], 1)[:num_users].float()
 
 
 def _forget_tables(domain: DomainProfiles, _keys) -> None:
