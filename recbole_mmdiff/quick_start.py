@@ -1,10 +1,14 @@
 """One run: data, model, training, evaluation, and the folder that keeps them."""
 
+import itertools
 import json
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from logging.handlers import MemoryHandler
 from pathlib import Path
 from time import perf_counter
 
@@ -66,13 +70,16 @@ def run(model=None, dataset=None, config_files=(), config_dict=None, overrides=N
         raise ConfigError(f"--resume: {folder} is finished, its results are in {folder / METRICS}")
     if resume is not None:
         _refuse_changes(config, folder / CONFIG)
-    parts = prepare_data(config)
-    if resume is not None:
-        _refuse_another_split(parts, folder)
-    model = build_model(config, parts)
+    with _kept_messages(config) as messages:
+        parts = prepare_data(config)
+        if resume is not None:
+            _refuse_another_split(parts, folder)
+        model = build_model(config, parts)
     # The folder appears only now: a mistake in keys or data leaves nothing behind.
     folder.mkdir(parents=True, exist_ok=True)
     handlers = _log_to(folder, config, console)
+    for message, handler in itertools.product(messages, handlers):
+        handler.handle(message)
     try:
         return _train_and_evaluate(config, parts, model, folder, resume is not None, test)
     except Exception as error:
@@ -220,6 +227,19 @@ def format_metrics(metrics: dict) -> str:
     return "\n".join(lines)
 
 
+@contextmanager
+def _kept_messages(config) -> Iterator[list[logging.LogRecord]]:
+    """What is logged meanwhile, for a log that is not there yet."""
+    keeper = MemoryHandler(sys.maxsize, flushLevel=sys.maxsize)
+    root = logging.getLogger()
+    root.setLevel(str(config["state"] or "INFO").upper())
+    root.addHandler(keeper)
+    try:
+        yield keeper.buffer
+    finally:
+        root.removeHandler(keeper)
+
+
 def _log_to(folder: Path, config, console: bool) -> list[logging.Handler]:
     """Log to the console and to ``train.log``, and have RecBole write into the run folder too."""
     config["checkpoint_dir"] = str(folder)
@@ -231,7 +251,6 @@ def _log_to(folder: Path, config, console: bool) -> list[logging.Handler]:
         handlers.append(logging.StreamHandler(sys.stderr))
         handlers[-1].setFormatter(logging.Formatter("%(message)s"))
     root = logging.getLogger()
-    root.setLevel(str(config["state"] or "INFO").upper())
     for handler in handlers:
         root.addHandler(handler)
     return handlers

@@ -2,7 +2,7 @@
 
 import csv
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,7 @@ class TinyPair:
         folder: the data path; holds ``src/src.inter`` and ``tgt/tgt.inter``.
         overlap, target_only, source_only: sorted user tokens.
         source_rows, target_rows: (user, item, rating, time) as text, in the order of the files.
+        looks: item token -> (3,), what its ratings came of; empty where there is no such thing.
     """
 
     folder: Path
@@ -34,6 +35,7 @@ class TinyPair:
     target_rows: list[tuple[str, str, str, str]]
     source: str = "src"
     target: str = "tgt"
+    looks: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def write_domain(folder, name, rows, header=HEADER):
@@ -51,21 +53,25 @@ def read_rows(path):
         return [tuple(row) for row in csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)][1:]
 
 
-def build_tiny_pair(folder, seed=7, per_user=(9, 15)):
-    """Ratings 1-5 out of a taste that users carry between domains: bias plus two factors."""
+def build_tiny_pair(folder, seed=7, per_user=(9, 15), choosy=False):
+    """Ratings 1-5 out of a taste that users carry between domains: bias plus two factors. With
+    ``choosy`` users mostly rate what looks to their taste, so that their items tell it."""
     shuffle, draw = random.Random(seed), np.random.default_rng(seed)
     users = [f"u{number:03}" for number in range(100)]
     shuffle.shuffle(users)
     overlap, target_only, source_only = users[:60], users[60:80], users[80:]
     taste = {user: draw.normal(size=3) for user in users}
-    rows = {}
+    rows, all_looks = {}, {}
     for name, count, members in (("src", 40, overlap + source_only),
                                  ("tgt", 50, overlap + target_only)):
         items = [f"{name[0]}i{number}" for number in range(count)]
         looks = {item: draw.normal(size=3) for item in items}
+        all_looks |= looks
         rows[name] = []
         for user in members:
-            chosen = draw.choice(count, size=draw.integers(*per_user), replace=False)
+            liking = np.exp(1.5 * np.stack(list(looks.values()))[:, 1:] @ taste[user][1:])
+            share = liking / liking.sum() if choosy else None
+            chosen = draw.choice(count, size=draw.integers(*per_user), replace=False, p=share)
             for item in (items[number] for number in chosen):
                 score = 3.3 + 0.7 * taste[user][0] + 0.5 * looks[item][0] \
                     + 0.5 * float(taste[user][1:] @ looks[item][1:]) + 0.3 * draw.normal()
@@ -74,7 +80,7 @@ def build_tiny_pair(folder, seed=7, per_user=(9, 15)):
         shuffle.shuffle(rows[name])
         write_domain(folder, name, rows[name])
     return TinyPair(Path(folder), sorted(overlap), sorted(target_only), sorted(source_only),
-                    rows["src"], rows["tgt"])
+                    rows["src"], rows["tgt"], looks=all_looks)
 
 
 TASTES = 4

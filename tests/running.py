@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from recbole_mmdiff.config import Config
+from recbole_mmdiff.data.features import write_features
 from recbole_mmdiff.data.preparation import prepare_parts
 from recbole_mmdiff.quick_start import run
 
@@ -24,6 +25,8 @@ BASES = [{"biases": biases, "standardize": standardize}
 SINGLE = {"dataset": "tgt", "source_domain": None, "target_domain": None,
           "load_col": {"inter": ["user_id", "item_id", "rating", "timestamp"]},
           "metrics": ["NDCG", "Recall", "Hit"], "split_protocol": "ratio"}
+#: item without an image, one without any feature
+WITHOUT = {"image": {"ti0", "ti1", "si3"}, "text": {"ti0"}}
 
 
 class Killed(Exception):
@@ -33,6 +36,24 @@ class Killed(Exception):
 def run_keys(keys: dict, output, **arguments):
     """A finished run of the ``config_dict`` that ``tiny_config`` gave."""
     return run(config_dict=keys, output=output, **arguments)
+
+
+def write_item_features(pair, dims=(("text", 5), ("image", 3)), without=WITHOUT, signal=0.0) -> None:
+    """Triples beside both domains of a pair: noise, plus ``signal`` times a mixture of the looks.
+
+    ``dims`` are pairs (modality, dimension); ``without``: modality -> tokens that have no row.
+    """
+    draw = np.random.default_rng(3)
+    for name, rows in ((pair.source, pair.source_rows), (pair.target, pair.target_rows)):
+        tokens = sorted({row[1] for row in rows})
+        for modality, dim in dims:
+            kept = [token for token in tokens if token not in without.get(modality, ())]
+            matrix = draw.normal(2.0, 3.0, size=(len(kept), dim))
+            if signal:
+                mixture = np.random.default_rng(dim).normal(size=(3, dim))    # The same in both domains.
+                matrix += signal * np.stack([pair.looks[token] for token in kept]) @ mixture
+            write_features(pair.folder / name, name, modality, kept, matrix.astype(np.float32),
+                           encoder="test")
 
 
 def contract_of(model: str) -> type:

@@ -272,3 +272,36 @@ def test_load_run_with_other_keys(finished):
     assert load_run(finished.folder, overrides={"clip_ratings": True}).config["clip_ratings"]
     with pytest.raises(CheckpointError):
         load_run(finished.folder, overrides={"embedding_size": 3})
+
+
+@pytest.fixture(scope="module")
+def nobody_cold(tiny_pair, atomic, tmp_path_factory):
+    """Keys of the pair with a split that holds out some rows of users of the target alone."""
+    folder = tmp_path_factory.mktemp("nobody")
+    atomic.write(folder, "src", tiny_pair.source_rows)
+    labels = [1 + place % 2 if row[0] in tiny_pair.target_only and place % 3 else 0
+              for place, row in enumerate(tiny_pair.target_rows)]
+    atomic.write(folder, "tgt", [(*row, label) for row, label in zip(
+        tiny_pair.target_rows, labels, strict=True)], [*atomic.header, "x_label:float"])
+    columns = ["user_id", "item_id", "rating", "timestamp", "x_label"]
+    return {"data_path": folder, "split_protocol": "benchmark", "load_col": {"inter": columns}}
+
+
+@pytest.mark.parametrize(("model", "keys", "caution"), [
+    ("EMCDR", PRETRAINING, "no test user of this split is cold: EMCDR transfers cold users only"),
+    ("MMDCDR", {"modalities": [], "pretrain_epochs": 1, "diffusion_epochs": 1},
+     "no test user of this split has a source row: MMDCDR transfers nobody")])
+def test_a_model_that_transfers_nobody_says_so(nobody_cold, tiny_config, tmp_path, model, keys, caution):
+    """And nothing where it transfers somebody: these logs hold warnings alone."""
+    logs = []
+    for name, more in (("somebody", {}), ("nobody", nobody_cold)):
+        made = run_keys(tiny_config(model, **keys, **more), tmp_path / name)
+        logs.append((made.folder / "train.log").read_text(encoding="utf-8").splitlines())
+    assert not logs[0]
+    assert len(logs[1]) == 1 and f"WARNING {caution}" in logs[1][0]
+
+
+def test_a_model_without_transfer_has_no_cautions(nobody_cold, tiny_config, tmp_path):
+    made = run_keys(tiny_config("MF", **nobody_cold), tmp_path / "run")
+    assert made.model.cautions(torch.arange(3)) == []
+    assert not (made.folder / "train.log").read_text(encoding="utf-8")

@@ -21,7 +21,8 @@ def item_modalities(dataset: Dataset, names: Sequence[str],
         dataset: of one domain, e.g. a cross-domain data set or its ``.source``.
         names: the modalities, as in the names of the files.
         policy: what an item without a row is given, one of ``features.POLICIES``; ``drop_item``
-            gives zeros and leaves it to the caller to leave the item out.
+            gives zeros and leaves it to the caller to leave the item out. ``mean`` is that of the
+            items in an interaction of ``dataset``, so that a training part's tells of no other.
 
     Returns:
         modality -> (features (n_items, dim) float32, missing (n_items,) bool), row 0 is [PAD].
@@ -32,30 +33,43 @@ def item_modalities(dataset: Dataset, names: Sequence[str],
             what is there), the policy is unknown, no item has a row, or some have none under
             ``error``.
     """
-    tokens = [str(token) for token in dataset.field2id_token[dataset.iid_field]]
-    return _modalities(dataset, names, policy, tokens, "item")
+    return _modalities(dataset, names, policy, dataset.iid_field, "item")
+
+
+def ids_with_rows(dataset: Dataset, field: str) -> Tensor:
+    """(ids,) bool: which users or items (``field``) stand in an interaction of a part."""
+    mask = torch.zeros(dataset.num(field), dtype=torch.bool)
+    mask[dataset.inter_feat[field]] = True
+    return mask
 
 
 def user_modalities(dataset: Dataset, names: Sequence[str],
                     policy: str = "drop_item") -> dict[str, tuple[Tensor, Tensor]]:
     """Features of all users of one domain, in the order of the ids that both domains share.
 
-    A user is looked for under the token that it has in this domain. Ids that are not of this
-    domain (the source data set's rows of target-only users) are missing and zero.
+    A user is looked for under the token that it has in this domain. Users without a row in
+    ``dataset`` (held out of a part for training, or not of this domain) are missing and zero.
 
     Args and returns are those of ``item_modalities``; ``drop_item`` gives zeros.
 
     Raises:
-        as ``item_modalities``; DataError also if features made of reviews do not leave out what the
-            split of ``dataset`` holds out (its part for training knows the split).
+        as ``item_modalities``; DataError also if features made of reviews may tell what the split of
+            ``dataset`` holds out (its part for training knows the split). Under
+            ``cold_start_users`` a user's reviews are held out all or none, so that features of the
+            user made of all of them will do, unless their encoder is fitted to data.
     """
-    tokens = [str(token) for token in dataset.field2id_token[dataset.uid_field]]
-    return _modalities(dataset, names, policy, tokens, "user")
+    features = _modalities(dataset, names, policy, dataset.uid_field, "user")
+    rated = ids_with_rows(dataset, dataset.uid_field)
+    rated[0] = True     # Padding misses nothing.
+    return {name: (values * rated[:, None], missing | ~rated)
+            for name, (values, missing) in features.items()}
 
 
-def _modalities(dataset: Dataset, names: Sequence[str], policy: str, tokens: list[str],
+def _modalities(dataset: Dataset, names: Sequence[str], policy: str, field: str,
                 entity: str) -> dict[str, tuple[Tensor, Tensor]]:
-    """``tokens`` are in the order of ids."""
+    """Of the ids of ``field``, which are those of an ``entity``."""
+    tokens = [str(token) for token in dataset.field2id_token[field]]
+    seen = ids_with_rows(dataset, field)
     twice = {name for name in names if list(names).count(name) > 1}
     if twice:
         raise ConfigError(f"modalities: {sorted(twice)[0]!r} stands there twice; name it once")
@@ -67,7 +81,10 @@ def _modalities(dataset: Dataset, names: Sequence[str], policy: str, tokens: lis
                             f"{entity}s are wanted; choose another modality than {name!r}")
         _refuse_leaks(file, dataset)
         aligned = file.align(tokens, policy)
-        features[name] = (torch.from_numpy(aligned.matrix), torch.from_numpy(aligned.missing))
+        values, missing = torch.from_numpy(aligned.matrix), torch.from_numpy(aligned.missing)
+        if policy == "mean" and (seen & ~missing).any():
+            values[missing] = values[seen & ~missing].mean(0)
+        features[name] = (values, missing)
     return features
 
 
@@ -75,6 +92,10 @@ def _refuse_leaks(file: FeatureFile, dataset: Dataset) -> None:
     """Features of reviews must have been made without those of held-out interactions."""
     split = getattr(dataset, "saved_split", None)
     if split is None or file.manifest.get("fields") != ["review"]:
+        return
+    whole_users = split.protocol == "cold_start_users" and file.entity == "user" \
+        and "fitted_on" not in file.manifest
+    if "split_digest" not in file.manifest and whole_users:
         return
     if file.manifest.get("split_digest") != split.digest():
         made = "with another split" if "split_digest" in file.manifest else "without a split"

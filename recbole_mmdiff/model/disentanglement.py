@@ -76,7 +76,9 @@ class Modality(nn.Module):
     def __init__(self, features: Tensor, present: Tensor, users: Tensor, items: Tensor,
                  num_users: int, size: int):
         super().__init__()
-        features, rows = standardized(features, present), present[items]
+        seen = torch.zeros_like(present)
+        seen[items] = True
+        features, rows = standardized(features, present, seen), present[items]
         mean = mean_of_items(users[rows], items[rows], num_users, len(features))
         known = torch.bincount(users[rows], minlength=num_users) > 0
         for name, value in (("item", features), ("item_present", present[:, None]),
@@ -101,14 +103,15 @@ def _present(missing: Tensor, policy: str) -> Tensor:
     return present
 
 
-def standardized(matrix: Tensor, rows: Tensor) -> Tensor:
-    """Columns centred and scaled over the marked rows (n,) of (n, d), all other rows zero."""
-    if not rows.any():
+def standardized(matrix: Tensor, rows: Tensor, seen: Tensor | None = None) -> Tensor:
+    """Columns centred and scaled over the marked rows (n,) of (n, d), all other rows zero; with
+    ``seen`` (n,) over those among them, such as the items of training rows."""
+    found = matrix[rows if seen is None else rows & seen]
+    if not len(found):
         return torch.zeros_like(matrix)
-    found = matrix[rows]
     scale = found.std(0, correction=0).clamp(min=1e-6)
     result = torch.zeros_like(matrix)
-    result[rows] = (found - found.mean(0)) / scale
+    result[rows] = (matrix[rows] - found.mean(0)) / scale
     return result
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from recbole_mmdiff.data.features import find_modalities
-from recbole_mmdiff.data.modalities import item_modalities
+from recbole_mmdiff.data.features import FeatureFile, find_modalities
+from recbole_mmdiff.data.modalities import ids_with_rows, item_modalities
 from recbole_mmdiff.errors import ConfigError
 
 BLOCK = 16384   # rows in float64 at once
@@ -27,23 +27,29 @@ class Features:
 
 
 def shared_modalities(dataset, names: list[str] | None) -> list[str]:
-    """The given modalities; with None all that the folders of both domains hold, in order of names.
+    """The given modalities; with None all of items that the folders of both domains hold, in order of
+    names.
 
     Args:
         dataset: a cross-domain data set.
         names: the key ``modalities``.
+
+    Raises:
+        ConfigError: ``names`` is a text.
     """
+    if isinstance(names, str):
+        raise ConfigError(f"modalities: {names!r} is a text, but a list is wanted, such as [{names}]")
     if names is not None:
         return list(names)
-    found = [set(find_modalities(domain.dataset_path, domain.dataset_name))
-             for domain in (dataset, dataset.source)]
-    shared = sorted(found[0] & found[1])
+    folders = [(domain.dataset_path, domain.dataset_name) for domain in (dataset, dataset.source)]
+    shared = [name for name in sorted(set.intersection(*(set(find_modalities(*f)) for f in folders)))
+              if all(FeatureFile.open(*folder, name).entity != "user" for folder in folders)]
     logging.getLogger().info("modalities: %s are in both domains", shared or "none")
     return shared
 
 
 def shared_item_features(dataset, names: list[str], policy: str,
-                         size: int | None) -> dict[str, dict[str, Features]]:
+                         size: int) -> dict[str, dict[str, Features]]:
     """Features of the items of both domains: domain -> modality -> features.
 
     Args:
@@ -51,7 +57,7 @@ def shared_item_features(dataset, names: list[str], policy: str,
         names: the modalities.
         policy: of items without a row, one of ``features.POLICIES``.
         size: columns are reduced to at most so many principal components, those of the items of
-            both domains that stand in a training row; None leaves them as they are. Components
+            both domains that stand in a training row; 0 leaves them as they are. Components
             keep their proportions, their mean variance is 1.
 
     Raises:
@@ -60,9 +66,9 @@ def shared_item_features(dataset, names: list[str], policy: str,
     """
     domains = {"target": dataset, "source": dataset.source}
     found = {name: _features(domain, names, policy) for name, domain in domains.items()}
-    if size is None:
+    if not size:
         return found
-    seen = {name: _items_with_rows(domain) for name, domain in domains.items()}
+    seen = {name: ids_with_rows(domain, domain.iid_field) for name, domain in domains.items()}
     for modality in names:
         sizes = {name: found[name][modality].values.shape[1] for name in domains}
         if len(set(sizes.values())) > 1:
@@ -85,17 +91,12 @@ def _features(dataset, names: list[str], policy: str) -> dict[str, Features]:
     return features
 
 
-def _items_with_rows(dataset) -> Tensor:
-    mask = torch.zeros(dataset.item_num, dtype=torch.bool)
-    mask[dataset.inter_feat[dataset.iid_field]] = True
-    return mask
-
-
 def principal_axes(parts: list[Tensor], size: int) -> tuple[Tensor, Tensor]:
     """Mean (dim,) and principal axes (dim, k), k = min(size, dim), of the rows of several matrices.
 
     The axes are scaled alike, so that the projections of the rows have a mean variance of 1; the
-    sign of each makes its largest entry positive. Covariances are summed in float64, in blocks.
+    sign of each makes its largest entry positive. An axis along which the rows do not vary is zero:
+    it would be any direction. Covariances are summed in float64, in blocks.
     """
     count = sum(len(part) for part in parts)
     mean = sum(part.sum(0, dtype=torch.float64) for part in parts) / max(count, 1)
@@ -107,5 +108,6 @@ def principal_axes(parts: list[Tensor], size: int) -> tuple[Tensor, Tensor]:
     values, vectors = torch.linalg.eigh(covariance / max(count, 1))
     values, axes = values.flip(0)[:size], vectors.flip(1)[:, :size]
     signs = axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()
-    scale = values.clamp(min=0).mean().sqrt().clamp(min=1e-9)
-    return mean.float(), (axes * signs / scale).float()
+    varies = values > 1e-10 * values[0]
+    scale = (values * varies).mean().sqrt().clamp(min=1e-9)
+    return mean.float(), (axes * signs * varies / scale).float()

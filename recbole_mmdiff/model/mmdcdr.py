@@ -19,6 +19,7 @@ from recbole_mmdiff.diffusion import (
     q_sample,
     run_plan,
 )
+from recbole_mmdiff.errors import ConfigError
 from recbole_mmdiff.model.base import Stage
 from recbole_mmdiff.model.contrastive import modality_contrastive_loss
 from recbole_mmdiff.model.mapping import perceptron
@@ -80,6 +81,7 @@ class MMDCDR(ProfileRecommender):
 
     def __init__(self, config, dataset):
         size = config["embedding_size"]
+        _check_values(config)
         super().__init__(config, dataset, size)
         self.epochs, self.diffusion_epochs = config["epochs"], config["diffusion_epochs"]
         self.diffusion_learning_rate = config["diffusion_learning_rate"]
@@ -159,7 +161,7 @@ class MMDCDR(ProfileRecommender):
     def rating_loss(self, interaction) -> Tensor:
         """L_task + lambda L_cl (Eq. 14) of all target ratings of a batch of users."""
         users, items = (torch.unique(interaction[field]) for field in (self.USER_ID, self.ITEM_ID))
-        user_side, item_side = self.modal_users(users, learning=True), self.modal_items(items)
+        user_side, item_side = self.modal_users(users, True), self.modal_items(items, True)
         loss = self.task_loss(interaction, self.fused(self.user_fusion, user_side),
                               self.fused(self.item_fusion, item_side))                    # Eq. 13
         if self.contrastive_weight:
@@ -233,20 +235,28 @@ class MMDCDR(ProfileRecommender):
 
     # ---- items ---------------------------------------------------------------------------------
 
-    def modal_items(self, item: Tensor) -> Modal:
+    def modal_items(self, item: Tensor, learning: bool = False) -> Modal:
         """Projected features (b, d) of target items (b,) in each modality (Eq. 1)."""
         vectors, present = [], []
         for name, layer in zip(self.domains["target"].item_sizes, self.item_layers, strict=True):
-            values, known = self.domains["target"].items(name)
-            vectors.append(layer(values[item]) * known[item, None])
-            present.append(known[item])
+            values, known = self.item_features(name, item, learning)
+            vectors.append(layer(values) * known[:, None])
+            present.append(known)
         return Modal(vectors, present)
 
     def item_vectors(self, item: Tensor, learning: bool = False) -> Tensor:
         """(b, d): v^t of items (Eq. 11)."""
-        return self.fused(self.item_fusion, self.modal_items(item))
+        return self.fused(self.item_fusion, self.modal_items(item, learning))
 
     @staticmethod
     def fused(layer: nn.Linear, side: Modal) -> Tensor:
         """(b, d): W concat(vectors of the modalities) + b (Eq. 11)."""
         return layer(torch.cat(side.vectors, -1))
+
+
+def _check_values(config) -> None:
+    if not 0 <= config["condition_drop_probability"] <= 1:
+        raise ConfigError(f"condition_drop_probability: {config['condition_drop_probability']} is no share; "
+                          f"use a number from 0 to 1")
+    if config["temperature"] <= 0:
+        raise ConfigError(f"temperature: {config['temperature']} divides similarities; use a number above 0")

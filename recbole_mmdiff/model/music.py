@@ -1,5 +1,6 @@
 """MuSiC: multimodal data and side users for diffusion cross-domain recommendation."""
 
+import logging
 from functools import partial
 
 import torch
@@ -98,12 +99,14 @@ class MuSiC(ProfileRecommender):
 
     def __init__(self, config, dataset):
         size = config["embedding_size"]
+        _check_keys(config)
         super().__init__(config, dataset, size)
         self.epochs, self.feature_epochs = config["epochs"], config["feature_epochs"]
         self.side_epochs = config["side_epochs"]
-        self.joint = config["joint"]
         self.diffusion_weight = config["diffusion_weight"]
-        self.use_diffusion, self.use_side_users = config["use_diffusion"], config["use_side_users"]
+        self.use_diffusion = config["use_diffusion"]
+        self.use_side_users = config["use_side_users"] and self._has_side_users(dataset)
+        self.joint = config["joint"] and self.use_diffusion and self.use_side_users
         self.side_batch_size = config["side_batch_size"]
         self.rating_vector = one_of("rating_vector", config["rating_vector"], ("chain", "one_step"))
         self.sampling_noise, self.num_samples = config["sampling_noise"], config["num_samples"]
@@ -116,10 +119,16 @@ class MuSiC(ProfileRecommender):
         self.user_extractors = nn.ModuleList(
             FeatureExtractor(inputs, *shape)
             for inputs in self._user_inputs(config["shared_user_extractor"]))
-        self.denoiser = VectorUNet(size, tuple(config["unet_sizes"]), config["time_embedding_size"],
-                                   config["unet_activation"])
+        self.denoiser = _unet(config, size)
         if config["compile_networks"]:
             self.denoiser.compile(dynamic=True)
+
+    def _has_side_users(self, dataset) -> bool:
+        found = len(dataset.side_users()) > 0
+        if not found:
+            logging.getLogger().info("side users: there are none, so the diffusion learns from overlapping "
+                                     "users alone")
+        return found
 
     def _user_inputs(self, shared: bool) -> list[int]:
         """Columns of the profiles: in both domains, or in the target and in the source."""
@@ -163,19 +172,26 @@ class MuSiC(ProfileRecommender):
     def joint_loss(self, interaction) -> Tensor:
         """lambda L_dm_uo + (1 - lambda) L_rating (Eq. 13) of a batch of users with their ratings, and
         with ``joint`` plus L_dm_us (Eq. 14) of the side users among them."""
-        users, items = (torch.unique(interaction[field]) for field in (self.USER_ID, self.ITEM_ID))
-        rating = self.task_loss(interaction, self.user_vectors(users, learning=True),
-                                self.item_vectors(items, learning=True))
-        if not self.use_diffusion:
-            return rating
+        users = torch.unique(interaction[self.USER_ID])
         overlapping, side = users[self.in_source[users]], users[~self.in_source[users]]
-        loss = (1 - self.diffusion_weight) * rating
+        if self.joint and self.rating_users == "overlapping":
+            interaction = interaction[self.in_source[interaction[self.USER_ID]]]
+        loss = self.rating_loss(interaction) if len(interaction) else 0.0
+        if not self.use_diffusion:
+            return loss
+        loss = (1 - self.diffusion_weight) * loss
         if len(overlapping):
             condition = self.user_features("source", overlapping, learning=True)
             loss = loss + self.diffusion_weight * self.diffusion_loss(overlapping, condition)
-        if self.joint and self.use_side_users and len(side):
+        if self.joint and len(side):
             loss = loss + self.diffusion_loss(side, None)
         return loss
+
+    def rating_loss(self, interaction) -> Tensor:
+        """L_rating (Eq. 12) with generated f_u."""
+        users, items = (torch.unique(interaction[field]) for field in (self.USER_ID, self.ITEM_ID))
+        return self.task_loss(interaction, self.user_vectors(users, learning=True),
+                              self.item_vectors(items, learning=True))
 
     def diffusion_loss(self, user: Tensor, condition: Tensor | None) -> Tensor:
         """L_dm (Eq. 10) of users (b,) under conditions (b, d), or None (Eq. 11)."""
@@ -204,8 +220,8 @@ class MuSiC(ProfileRecommender):
 
     def item_vectors(self, item: Tensor, learning: bool = False) -> Tensor:
         """(b, d): f_v of target items (b,) (section 3.2)."""
-        target = self.domains["target"]
-        features = torch.cat([target.items(name)[0][item] for name in target.item_sizes], -1)
+        features = torch.cat([self.item_features(name, item, learning)[0]
+                              for name in self.domains["target"].item_sizes], -1)
         return self.item_extractor(features, item, self._seed(_ITEM_DROP) if learning else None)
 
     def user_vectors(self, user: Tensor, learning: bool = False) -> Tensor:
@@ -240,3 +256,23 @@ class MuSiC(ProfileRecommender):
             return denoise(start, 1.0)
         drawn = ddpm(denoise, start, self.schedule, noise, parametrisation="x0")
         return drawn.view(count, len(user), -1).mean(0)
+
+
+def _check_keys(config) -> None:
+    for key in ("embedding_size", "hidden_size", "side_batch_size"):
+        if config[key] < 1:
+            raise ConfigError(f"{key}: {config[key]!r} is too small, use 1 or more")
+    if not 0 <= config["dropout_prob"] < 1:
+        raise ConfigError(f"dropout_prob: {config['dropout_prob']} is no share; use a number from 0 up to, "
+                          f"but not including, 1")
+    if not 0 <= config["diffusion_weight"] <= 1:
+        raise ConfigError(f"diffusion_weight: {config['diffusion_weight']} is no share; use a number from "
+                          f"0 to 1")
+
+
+def _unet(config, size: int) -> VectorUNet:
+    try:
+        return VectorUNet(size, tuple(config["unet_sizes"]), config["time_embedding_size"],
+                          config["unet_activation"])
+    except ValueError as error:     # In the words of the network, not of the keys.
+        raise ConfigError(f"unet_sizes, time_embedding_size, unet_activation: {error}") from error

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from recbole_mmdiff.data.modalities import user_modalities
+from recbole_mmdiff.diffusion import fold_in, keyed_uniform
 from recbole_mmdiff.errors import ConfigError, one_of
 from recbole_mmdiff.model.base import (
     FinetunedOffset,
@@ -18,10 +19,11 @@ from recbole_mmdiff.model.base import (
 )
 from recbole_mmdiff.model.factorization import Factorization, factorization_stages
 from recbole_mmdiff.model.feature_space import Features, shared_item_features, shared_modalities
-from recbole_mmdiff.model.profiles import DomainProfiles, rating_statistics
+from recbole_mmdiff.model.profiles import IDS, DomainProfiles, rating_statistics
 from recbole_mmdiff.model.rating_head import RatingHead
 from recbole_mmdiff.model.row_cache import RowCache
 
+_COLD_ITEMS = -1    # A stream beside those of the models.
 ID_PROFILES = ("vector", "mean", "both")
 RATING_USERS = ("overlapping", "all_target")
 
@@ -40,11 +42,12 @@ class ProfileRecommender(OffsetRecommender):
 
     def __init__(self, config, dataset, size: int):
         super().__init__(config, dataset)
+        _check_values(config)
         self.run_seed, self.reg_weight = config["seed"], config["reg_weight"]
         self.pretrain_epochs = config["pretrain_epochs"]
         self.pretrain_batch_size = config["pretrain_batch_size"]
         self.pretrain_learning_rate = config["pretrain_learning_rate"]
-        self.standardize = config["standardize"]
+        self.standardize, self.cold_item_rate = config["standardize"], config["cold_item_rate"]
         self.rating_users = one_of("rating_users", config["rating_users"], RATING_USERS)
         self.domains = nn.ModuleDict(self._domains(config, dataset))
         self.head = RatingHead(dataset, self.RATING, size, config["biases"], config["item_damping"])
@@ -53,10 +56,9 @@ class ProfileRecommender(OffsetRecommender):
         source_users = dataset.source.inter_feat[dataset.source.uid_field]
         self.register_buffer("in_source", user_mask(source_users, dataset.user_num))
         chunk = config["sampling_batch_size"]
-        self.user_rows = RowCache(
-            lambda user: self.head.user_factors(self.user_vectors(user)), dataset.user_num, chunk)
-        self.item_rows = RowCache(
-            lambda item: self.head.item_factors(self.item_vectors(item)), dataset.item_num, chunk)
+        # Methods, not lambdas: a copy of the model computes its own rows.
+        self.user_rows = RowCache(self._user_rows, dataset.user_num, chunk)
+        self.item_rows = RowCache(self._item_rows, dataset.item_num, chunk)
         self.register_load_state_dict_post_hook(_forget_rows)
 
     def _domains(self, config, dataset) -> dict[str, DomainProfiles]:
@@ -64,14 +66,16 @@ class ProfileRecommender(OffsetRecommender):
         if not names and not config["use_ids"]:
             raise ConfigError(f"modalities: {config['model']} needs a modality of items that both domains "
                               f"have (recbole-mmdiff prepare encode makes some), or use_ids: True")
+        if IDS in (*names, *config["user_modalities"]):
+            raise ConfigError(f"modalities, user_modalities: {IDS!r} is the name of the vectors of the base "
+                              f"factorisations (use_ids); give the feature another name")
         items = shared_item_features(dataset, names, config["modality_policy"], config["feature_size"])
         id_profile = one_of("id_profile", config["id_profile"], ID_PROFILES)
         shape = (self.RATING, config["id_embedding_size"], config["biases"], config["init_std"])
         damping = config["item_damping"], config["user_damping"]
         domains = {}
         for name, domain in (("target", dataset), ("source", dataset.source)):
-            rated = user_mask(domain.inter_feat[domain.uid_field], dataset.user_num)
-            own = {modality: Features(values[:dataset.user_num], ~missing[:dataset.user_num] & rated)
+            own = {modality: Features(values[:dataset.user_num], ~missing[:dataset.user_num])
                    for modality, (values, missing)
                    in user_modalities(domain, config["user_modalities"]).items()}
             domains[name] = DomainProfiles(
@@ -117,9 +121,23 @@ class ProfileRecommender(OffsetRecommender):
         user_place, item_place = (torch.unique(interaction[field], return_inverse=True)[1]
                                   for field in (self.USER_ID, self.ITEM_ID))
         users, items = self.head.user_factors(user_vectors), self.head.item_factors(item_vectors)
-        scores = (take(users, user_place) * take(items, item_place)).sum(-1) \
-            + self.head.item_offset(interaction[self.ITEM_ID])
+        scores = (take(users, user_place) * take(items, item_place)).sum(-1) + self.head.item_offset(
+            interaction[self.ITEM_ID], ~self.as_cold(interaction[self.ITEM_ID]))
         return functional.mse_loss(scores.float(), interaction[self.RATING])
+
+    def as_cold(self, item: Tensor) -> Tensor:
+        """(b,): which items are rated in this epoch as if nobody had rated them, by (seed, epoch, item)."""
+        uniform = keyed_uniform(item, 1, fold_in(self.seed, self.epoch, _COLD_ITEMS))
+        return uniform.squeeze(-1) < self.cold_item_rate
+
+    def item_features(self, name: str, item: Tensor, learning: bool) -> tuple[Tensor, Tensor]:
+        """Features (b, k) of target items in a modality, zero where there are none, and who has some
+        (b,); while ``learning`` those that count as cold have no ids."""
+        values, known = self.domains["target"].items(name)
+        known = known[item]
+        if learning and name == IDS:
+            known = known & ~self.as_cold(item)
+        return values[item] * known[:, None], known
 
     # ---- scores --------------------------------------------------------------------------------
 
@@ -130,6 +148,12 @@ class ProfileRecommender(OffsetRecommender):
     def item_vectors(self, item: Tensor, learning: bool = False) -> Tensor:
         """(b, k): v of items (b,)."""
         raise NotImplementedError
+
+    def _user_rows(self, user: Tensor) -> Tensor:
+        return self.head.user_factors(self.user_vectors(user))
+
+    def _item_rows(self, item: Tensor) -> Tensor:
+        return self.head.item_factors(self.item_vectors(item))
 
     def computed_user_factors(self, user: Tensor) -> Tensor:
         """(b, k) or (b, k + 1): z, or [z, <w, z>]; each user is generated once in an evaluation."""
@@ -168,6 +192,16 @@ class ProfileRecommender(OffsetRecommender):
     def _apply(self, fn, recurse=True):
         self.forget_rows()
         return super()._apply(fn, recurse)
+
+
+def _check_values(config) -> None:
+    least = {"feature_size": 0, "id_embedding_size": 1, "num_steps": 1, "num_samples": 1,
+             "sampling_batch_size": 1}
+    for key, number in least.items():
+        if config[key] < number:
+            raise ConfigError(f"{key}: {config[key]!r} is too small, use {number} or more")
+    if not 0 <= config["cold_item_rate"] <= 1:
+        raise ConfigError(f"cold_item_rate: {config['cold_item_rate']} is no share; use a number from 0 to 1")
 
 
 def _forget_rows(model: ProfileRecommender, _keys) -> None:

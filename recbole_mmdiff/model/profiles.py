@@ -75,11 +75,11 @@ class DomainProfiles(nn.Module):
         if name != IDS:
             number = self.content.index(name)
             return getattr(self, f"item_values_{number}"), getattr(self, f"item_known_{number}")
-        if "item" not in self.tables:
+        if None not in self.tables:    # Any text may name a modality.
             vectors = self.factorization.item_embedding.weight.detach()
             scale = vectors[self.item_seen].square().mean().sqrt().clamp(min=1e-9)
-            self.tables["item"] = vectors / scale * self.item_seen[:, None]
-        return self.tables["item"], self.item_seen
+            self.tables[None] = vectors / scale * self.item_seen[:, None]
+        return self.tables[None], self.item_seen
 
     # ---- users ---------------------------------------------------------------------------------
 
@@ -98,14 +98,17 @@ class DomainProfiles(nn.Module):
 
     @torch.no_grad()
     def fit(self, users: Tensor) -> None:
-        """Centre and scale every column by the profiles of some users (n,)."""
+        """Centre and scale every column by the profiles of some users (n,); one that is constant among
+        them is centred alone."""
         self.tables.clear()
         for number, name in enumerate(self.profile_sizes):
             table, has = self._raw(name)
             found = table[users[has[users]]]
             if len(found):
-                getattr(self, f"center_{number}").copy_(found.mean(0))
-                getattr(self, f"scale_{number}").copy_(found.std(0, correction=0).clamp(min=1e-6))
+                mean, scale = found.mean(0), found.std(0, correction=0)
+                constant = scale <= 1e-6 * mean.abs().clamp(min=1)
+                getattr(self, f"center_{number}").copy_(mean)
+                getattr(self, f"scale_{number}").copy_(torch.where(constant, 1.0, scale))
 
     def profiles(self, name: str, user: Tensor) -> tuple[Tensor, Tensor]:
         """Standardised profiles (b, k) of users (b,) in a modality, and who has one (b,)."""

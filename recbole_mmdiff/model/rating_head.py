@@ -39,7 +39,9 @@ class RatingHead(nn.Module):
         """(b, k) or (b, k + 1): v, or [v, 1]."""
         return nn.functional.pad(vectors, (0, 1), value=1.0) if self.biases else vectors
 
-    def item_offset(self, item: Tensor) -> Tensor:
-        """(b,): 0, or mu + b_i, of items (b,)."""
-        offset = self.mean + self.item_mean[item]
-        return offset + self.item_bias(item).squeeze(-1) if self.biases else offset
+    def item_offset(self, item: Tensor, rated: Tensor | None = None) -> Tensor:
+        """(b,): 0, or mu + b_i, of items (b,); b_i of those that are not ``rated`` (b,) is left out."""
+        if not self.biases:
+            return self.mean.expand(len(item))
+        bias = self.item_mean[item] + self.item_bias(item).squeeze(-1)
+        return self.mean + (bias if rated is None else bias * rated)

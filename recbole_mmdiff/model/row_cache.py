@@ -29,7 +29,9 @@ class RowCache:
         """Rows (b, k) of ids (b,)."""
         if self.known is None:
             self.known = torch.zeros(self.count, dtype=torch.bool, device=ids.device)
-        for part in torch.unique(ids[~self.known[ids]]).split(self.chunk):
+        missing = torch.unique(ids[~self.known[ids]])
+        # The split of nothing is one empty part: of use only to learn how wide the table is.
+        for part in missing.split(self.chunk) if len(missing) or self.table is None else ():
             rows = self.compute(part)
             if self.table is None:
                 self.table = rows.new_zeros(self.count, rows.shape[1])

@@ -4,6 +4,7 @@ import math
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from recbole_mmdiff.compare.cells import cell_config
@@ -11,12 +12,30 @@ from recbole_mmdiff.compare.plan import Comparison
 from recbole_mmdiff.compare.runner import check_metrics
 from recbole_mmdiff.config import Config, find_config_file, properties_path
 from recbole_mmdiff.config.sources import read_yaml
+from recbole_mmdiff.data import splits
 from recbole_mmdiff.model import MODELS
 
 RUNS = sorted(properties_path().glob("*.yaml"))
 RUN_RECIPES = [path for path in RUNS if "model" in read_yaml(path)]
 PAPER = sorted((properties_path() / "paper").glob("*.yaml"))
 COMPARISONS = [*PAPER, *sorted((properties_path() / "compare").glob("*.yaml"))]
+#: the papers' tables and figures
+TABLES = {"diffcdr": {"table2", "table3", "table4", "figure3", "figure4", "grids"},
+          "mmdcdr": {"table2", "table3", "sensitivity"},
+          "music": {"table2", "table3", "table4", "sensitivity"}}
+#: paper -> model of the ablation table -> its name in the main one
+IN_BOTH = {"diffcdr": {"PTUPCDR": "PTUPCDR", "DiffCDR DAT": "DiffCDR"},
+           "mmdcdr": {"MMDCDR": "MMDCDR"}, "music": {"MuSiC": "MuSiC"}}
+#: MMDCDR, Table II, column "Improve": MAE and RMSE, in %
+IMPROVE = [(6.91, 3.35), (6.10, 4.97), (6.69, 3.51), (14.54, 15.37), (12.68, 5.99), (1.41, 4.14),
+           (13.60, 11.08), (19.53, 12.62), (18.22, 11.24)]
+#: paper -> ablation -> the keys by which it differs from the whole model
+ABLATIONS = {
+    "mmdcdr": {"w/o diff": {"use_diffusion": False}, "w/o mm": {"modalities": [], "use_ids": True},
+               "w/o text": {"modalities": ["image"]}, "w/o image": {"modalities": ["text"]},
+               "w/o cl": {"contrastive_weight": 0.0}},
+    "music": {"w/o MLLM": {"modalities": [], "user_modalities": [], "use_ids": True},
+              "w/o diffusion": {"use_diffusion": False}, "w/o side": {"use_side_users": False}}}
 
 
 @pytest.mark.parametrize("path", RUN_RECIPES, ids=lambda path: path.name)
@@ -45,7 +64,7 @@ def test_every_model_key_and_metric_of_a_comparison_exists(path):
 @pytest.mark.parametrize("path", PAPER, ids=lambda path: path.name)
 def test_paper_recipes_say_what_was_published(path):
     comparison = Comparison.read(path)
-    assert re.fullmatch(r"[a-z0-9]+_(table|figure|grids)\d*\.yaml", path.name)
+    assert re.fullmatch(r"[a-z0-9]+_(table|figure|grids|sensitivity)\d*\.yaml", path.name)
     assert comparison.preset, "name the data preparation that the settings need"
     published = comparison.published
     if path.stem.split("_")[1].startswith("table"):
@@ -62,14 +81,73 @@ def test_paper_recipes_say_what_was_published(path):
                    for row in rows.values() for value in row)
 
 
-def test_diffcdr_recipes_cover_its_tables():
-    assert {path.stem for path in PAPER} >= {"diffcdr_table2", "diffcdr_table3", "diffcdr_table4",
-                                             "diffcdr_figure3", "diffcdr_figure4", "diffcdr_grids"}
-    published = Comparison.read("paper/diffcdr_table2.yaml").published
-    # Spot checks against the paper's page: first row, last row, and best of the second task.
-    assert published["values"]["task1 β=20%"]["rating.mae"][0] == 4.4546
-    assert published["values"]["task3 β=80%"]["ranking_full.hit@20"][-1] == 0.00179
-    assert published["values"]["task2 β=50%"]["rating.rmse"][4] == 1.3051
+def published_values(name):
+    """setting -> metric -> model -> the paper's number."""
+    published = Comparison.read(f"paper/{name}.yaml").published
+    models = published["models"]
+    return {setting: {metric: dict(zip(models, row, strict=True)) for metric, row in rows.items()}
+            for setting, rows in published["values"].items()}
+
+
+def test_recipes_cover_the_tables_of_the_papers():
+    assert {path.stem for path in PAPER} \
+        == {f"{paper}_{table}" for paper, tables in TABLES.items() for table in tables}
+
+
+@pytest.mark.parametrize("name, setting, metric, model, value", [
+    # Read off the papers' pages: first rows, last rows, columns beside those that were left out.
+    ("diffcdr_table2", "task1 β=20%", "rating.mae", "TGT", 4.4546),
+    ("diffcdr_table2", "task2 β=50%", "rating.rmse", "LACDR", 1.3051),
+    ("diffcdr_table2", "task3 β=80%", "ranking_full.hit@20", "DiffCDR", 0.00179),
+    ("mmdcdr_table2", "Movie2Music α=80%", "rating.mae", "CMF", 1.6044),
+    ("mmdcdr_table2", "Electronic2Phone α=20%", "rating.mae", "P2M2CDR", 1.1516),
+    ("mmdcdr_table3", "Sport2Phone α=50%", "rating.rmse", "w/o mm", 2.0928),
+    ("mmdcdr_table3", "Electronic2Phone α=80%", "rating.rmse", "w/o text", 1.2816),
+    ("music_table2", "task1 β=20%", "rating.mae", "MuSiC", 0.6636),
+    ("music_table2", "task3 β=80%", "ranking_labeled.ndcg@20", "DiffCDR", 0.8366),
+    ("music_table3", "task2 β=20%", "rating.rmse", "w/o side", 1.0223),
+    ("music_table4", "task3 β=50%", "rating.rmse", "MuSiC", 0.9358),
+])
+def test_published_numbers_are_those_of_the_page(name, setting, metric, model, value):
+    assert published_values(name)[setting][metric][model] == value
+
+
+@pytest.mark.parametrize("paper", IN_BOTH)
+def test_ablation_and_main_table_of_a_paper_agree(paper):
+    main, ablation = (published_values(f"{paper}_{table}") for table in ("table2", "table3"))
+    assert main.keys() == ablation.keys()
+    for setting, rows in ablation.items():
+        for metric, row in rows.items():
+            for model, name in IN_BOTH[paper].items():
+                assert row[model] == main[setting][metric][name], (setting, metric)
+
+
+def test_published_numbers_of_mmdcdr_give_its_improvements():
+    """The paper rounds some of them down and has one from numbers of more digits."""
+    for rows, improvements in zip(published_values("mmdcdr_table2").values(), IMPROVE, strict=True):
+        for metric, improvement in zip(("rating.mae", "rating.rmse"), improvements, strict=True):
+            *others, own = rows[metric].values()
+            assert 100 * (1 - own / min(others)) == pytest.approx(improvement, abs=0.011)
+
+
+@pytest.mark.parametrize("name", ["mmdcdr_table2", "mmdcdr_table3", "mmdcdr_sensitivity"])
+def test_shares_of_mmdcdr_halve_what_does_not_train(name):
+    ids = np.arange(1000)
+    rows = splits.Rows(ids, ids, ids.astype(str), ids.astype(str), np.ones(1000, dtype=bool))
+    for setting, keys in Comparison.read(f"paper/{name}.yaml").settings.items():
+        trained = 10 * int(re.search(r"α=(\d+)%", setting)[1])
+        held_out = splits.held_out_users(rows, 2020, keys["test_user_ratio"], keys["valid_user_ratio"])
+        assert [mask.sum() for mask in held_out] == [(1000 - trained) / 2] * 2, setting
+
+
+@pytest.mark.parametrize("paper", ABLATIONS)
+def test_an_ablation_differs_from_the_model_by_its_keys_alone(paper):
+    comparison = Comparison.read(f"paper/{paper}_table3.yaml")
+    configs = {cell.model: cell_config(cell.keys, cell.files, {}).run_dict
+               for cell in comparison.cells()[:len(comparison.models)]}
+    whole = configs.pop(comparison.ours[0])
+    assert {label: {key: value for key, value in config.items() if value != whole[key]}
+            for label, config in configs.items()} == ABLATIONS[paper]
 
 
 @pytest.mark.parametrize("path", sorted((properties_path() / "dataset").glob("*.yaml")),

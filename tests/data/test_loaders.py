@@ -8,7 +8,7 @@ import torch
 from recbole.data.interaction import Interaction
 
 from recbole_mmdiff.config import Config
-from recbole_mmdiff.data.loaders import STAGE_DATA, StageLoader, stage_loader
+from recbole_mmdiff.data.loaders import STAGE_DATA, StageLoader, UserRowsLoader, stage_loader
 from recbole_mmdiff.data.preparation import prepare_parts
 from recbole_mmdiff.errors import ConfigError, DataError
 
@@ -166,6 +166,88 @@ def test_data_that_are_not_there(config, train, tiny_pair, tiny_config, atomic, 
     assert len(stage_loader(single, part, "target", 10, 0).rows) == len(part)
     with pytest.raises(ConfigError, match="'source' needs a source and a target domain"):
         stage_loader(single, part, "source", 10, 0)
+
+
+# ---- users with all their rows ------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def scattered(train):
+    """Training rows out of order, without those of every third user, and a user's rows by id."""
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(8))
+    kept = order[train.inter_feat["user_id"][order] % 3 > 0]
+    rows = Interaction({field: train.inter_feat[field][kept] for field in train.inter_feat})
+    of_user = {}
+    for number, user in enumerate(rows["user_id"].tolist()):
+        of_user.setdefault(user, []).append(number)
+    assert 0 < len(of_user) < train.user_num - 1 and len(set(map(len, of_user.values()))) > 1
+    return rows, of_user
+
+
+@pytest.mark.parametrize("size", [1, 7, 10**6])
+def test_users_come_once_with_all_their_rows(config, train, scattered, size):
+    rows, of_user = scattered
+    loader = UserRowsLoader(config, train, rows, size, seed=4)
+    batches = epoch_of(loader, 0)
+    assert len(loader) == len(batches) == -(-len(of_user) // size)
+    assert loader.sample_size == len(rows), "an epoch is counted in rows, not in users"
+    seen = []
+    for batch in batches:
+        users = list(dict.fromkeys(batch["user_id"]))
+        assert batch["sample_id"] == [number for user in users for number in of_user[user]]
+        seen.append(users)
+    assert [len(users) for users in seen[:-1]] == [size] * (len(seen) - 1)
+    assert sorted(user for users in seen for user in users) == sorted(of_user)
+    for user, item, rating, number in pairs(batches):
+        assert (user, item, rating) == tuple(rows[field][number].item()
+                                             for field in ("user_id", "item_id", "rating"))
+
+
+def test_the_order_of_users_is_a_function_of_seed_and_epoch(config, train, scattered):
+    """Of nothing else, so a resumed run goes on with the epoch that it would have had."""
+    def orders(seed, size=10):
+        loader = UserRowsLoader(config, train, scattered[0], size, seed)
+        return [order(epoch_of(loader, epoch)) for epoch in (0, 1, 2)]
+
+    torch.manual_seed(0)
+    first = orders(9)
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    assert orders(9) == orders(9, 3) == first
+    assert torch.equal(torch.get_rng_state(), state), "other random numbers are not disturbed"
+    assert len({tuple(one) for one in first + orders(10)}) == 6
+    assert order(epoch_of(UserRowsLoader(config, train, scattered[0], 10, 9), 2)) == first[2]
+
+
+def test_samples_and_negatives_are_those_of_rows(config, train, scattered):
+    """Whatever is drawn by sample is the same number, in batches of users or of rows."""
+    drawn = [sorted(pairs(epoch_of(loader(config, train, scattered[0], 16, 2, 2), 1)))
+             for loader in (UserRowsLoader, StageLoader)]
+    assert drawn[0] == drawn[1] and len(drawn[0]) == 3 * len(scattered[0])
+    for batch in epoch_of(UserRowsLoader(config, train, scattered[0], 16, 2, 2), 1):
+        size = len(batch["user_id"]) // 3
+        assert batch["user_id"] == batch["user_id"][:size] * 3
+        assert all(batch["rating"][:size]) and not any(batch["rating"][size:])
+
+
+def test_one_user(config, train, scattered):
+    rows, of_user = scattered
+    user, numbers = next(iter(of_user.items()))
+    loader = UserRowsLoader(config, train, Interaction(
+        {field: rows[field][numbers] for field in rows}), 5, seed=1)
+    batch, = epoch_of(loader, 3)
+    assert len(loader) == 1 and batch["item_id"] == rows["item_id"][numbers].tolist()
+    assert batch["sample_id"] == list(range(len(numbers))) and set(batch["user_id"]) == {user}
+
+
+def test_a_stage_may_ask_for_users(config, train):
+    linked = set(train.overlap_users().tolist())
+    loader = stage_loader(config, train, "overlap_ratings", 8, 0, by_user=True)
+    batches = epoch_of(loader, 0)
+    assert {len(set(batch["user_id"])) for batch in batches[:-1]} == {8}
+    expected = stage_loader(config, train, "overlap_ratings", 8, 0)
+    assert sorted(pairs(batches)) == sorted(pairs(epoch_of(expected, 0)))
+    assert {user for batch in batches for user in batch["user_id"]} == linked
 
 
 # ---- both domains in step ---------------------------------------------------------------------

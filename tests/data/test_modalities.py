@@ -88,10 +88,13 @@ def test_users_have_the_features_of_their_own_domain(halved, policy):
         stored = set(FeatureFile.open(dataset.dataset_path, dataset.dataset_name, "review").tokens)
         assert features.shape == (len(tokens), dim)
         assert ("" in tokens) == (dataset is halved.source)
-        filled = features[[token in stored for token in tokens]].mean(0) if policy == "mean" else 0
+        rated = set(dataset.inter_feat["user_id"].tolist())
+        known = [row in rated and token in stored for row, token in enumerate(tokens)]
+        filled = features[known].mean(0) if policy == "mean" else 0
+        assert sum(known) < sum(token in stored for token in tokens) or dataset is halved.source
         for row, token in enumerate(tokens):
-            assert missing[row] == (token not in stored and token != "[PAD]")
-            expected = mark(token) * dim if token in stored else filled if token not in ("", "[PAD]") else 0
+            assert missing[row] == (not known[row] and token != "[PAD]")
+            expected = mark(token) * dim if known[row] else filled if row in rated else 0
             torch.testing.assert_close(features[row], torch.zeros(dim) + expected)
 
 
@@ -131,7 +134,17 @@ def test_features_of_reviews_need_the_split_of_the_run(make_tiny_pair, tiny_conf
     train = parts().train
     split = train.saved_split.digest()
     with pytest.raises(DataError, match=r"tgt.review.npy: was made of reviews without a split, .*--split"):
-        review(train)
+        review(parts(split_protocol="warm_start").train)
+    with pytest.raises(DataError, match="without a split"):
+        review(train, fitted_on={"tgt": "0"})
+    # A cold-start user's reviews are held out all or none: those of training users tell nothing.
+    features, missing = review(train)["review"]
+    learned = set(train.inter_feat["user_id"].tolist())
+    tokens = train.field2id_token["user_id"]
+    for user in range(1, train.user_num):
+        known = user in learned and tokens[user] in both
+        assert missing[user] == (not known) and features[user].tolist() == [float(known)] * 2
+    assert len(learned) < train.user_num - 1
     with pytest.raises(DataError, match="with another split"):
         review(train, split_digest="0" * 64)
     review(train, split_digest=split)

@@ -5,10 +5,9 @@ import pytest
 import torch
 from contract import ModelContract
 from recbole.data.interaction import Interaction
-from running import run_keys, slope
+from running import run_keys, slope, write_item_features
 
 from recbole_mmdiff.config import Config
-from recbole_mmdiff.data.features import write_features
 from recbole_mmdiff.data.loaders import stage_loader
 from recbole_mmdiff.data.preparation import prepare_parts
 from recbole_mmdiff.errors import ConfigError, DataError
@@ -22,19 +21,6 @@ from recbole_mmdiff.model.p2m2cdr import P2M2CDR
 
 NAMES = ("target", "source")
 ACCURATE = {"epochs": 60, "learning_rate": 0.01, "stopping_step": 20, "valid_metric": "RMSE"}
-#: item without an image, one without any feature
-WITHOUT = {"image": {"ti0", "ti1", "si3"}, "text": {"ti0"}}
-
-
-def write_item_features(pair, dims=(("text", 5), ("image", 3))):
-    """Triples beside both domains of a pair, modality -> dimension."""
-    draw = np.random.default_rng(3)
-    for name, rows in ((pair.source, pair.source_rows), (pair.target, pair.target_rows)):
-        tokens = sorted({row[1] for row in rows})
-        for modality, dim in dims:
-            kept = [token for token in tokens if token not in WITHOUT.get(modality, ())]
-            matrix = draw.normal(2.0, 3.0, size=(len(kept), dim)).astype(np.float32)
-            write_features(pair.folder / name, name, modality, kept, matrix, encoder="test")
 
 
 @pytest.fixture(scope="module")
