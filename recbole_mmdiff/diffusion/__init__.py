@@ -7,6 +7,7 @@ Plain torch and numpy; usable alone::
 
 from recbole_mmdiff.diffusion.affine import AffineMap, collapse, sample
 from recbole_mmdiff.diffusion.denoisers import (
+    ACTIVATIONS,
     AffineParameters,
     MLPDenoiser,
     sinusoidal_embedding,
@@ -53,6 +54,7 @@ from recbole_mmdiff.diffusion.schedule import CosineVPSchedule, NoiseSchedule, V
 from recbole_mmdiff.diffusion.unet import VectorUNet
 
 __all__ = [
+    "ACTIVATIONS",
     "AffineMap",
     "AffineParameters",
     "CosineVPSchedule",

@@ -111,7 +111,9 @@ class MLPDenoiser(nn.Module):
     ``dim -> hidden_sizes -> dim`` with ``hidden_activation`` between them (section 3.1). With
     ``"none"``, the published setting, the network is affine in ``(x, c)`` (``is_affine``). ``keep``
     comes after the bias of the condition's layer, so that a dropped condition leaves nothing
-    behind; ``keep_input=True`` masks the condition itself instead (MMDCDR). Raises ``ValueError``
+    behind; ``keep_input=True`` masks the condition itself instead (MMDCDR). ``residual=True`` adds
+    ``x`` to the output: where there is little but noise, the noise is nearly ``x``, which layers with
+    an activation learn slowly, and the first steps of a solver magnify their error. Raises ``ValueError``
     for sizes below 1, an odd ``time_dim`` or one below 4, or an unknown activation.
     """
 
@@ -123,6 +125,7 @@ class MLPDenoiser(nn.Module):
         time_dim: int = 128,
         hidden_activation: str = "none",
         keep_input: bool = False,
+        residual: bool = False,
     ) -> None:
         super().__init__()
         check_count("dim", dim)
@@ -133,7 +136,7 @@ class MLPDenoiser(nn.Module):
             check_count(f"hidden_sizes[{index}]", size)
         self.time_dim = time_dim
         self.hidden_activation = hidden_activation
-        self.keep_input = keep_input
+        self.keep_input, self.residual = keep_input, residual
         self.time_linear = nn.Linear(time_dim, dim)
         self.condition_linear = nn.Linear(condition_dim, dim)
         sizes = (dim, *hidden_sizes, dim)
@@ -148,7 +151,8 @@ class MLPDenoiser(nn.Module):
         hidden = self._input(x, t, condition, keep)
         for layer in self.layers[:-1]:
             hidden = self.activation(layer(hidden))
-        return self.layers[-1](hidden)
+        output = self.layers[-1](hidden)
+        return x + output if self.residual else output
 
     def composed(
         self, x: Tensor, t: float | Tensor, condition: Tensor, keep: Tensor | None = None
@@ -180,8 +184,9 @@ class MLPDenoiser(nn.Module):
 
     @property
     def is_affine(self) -> bool:
-        """Whether the output is an affine function of ``(x, condition)`` at every time."""
-        return self.hidden_activation == "none" or len(self.layers) == 1
+        """Whether the output is an affine function of ``(x, condition)`` at every time, of the form
+        that ``affine_parameters`` gives."""
+        return not self.residual and (self.hidden_activation == "none" or len(self.layers) == 1)
 
     def affine_parameters(self) -> AffineParameters:
         """The network as one affine map, float64, detached; ``ValueError`` if it is not one."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from recbole_mmdiff.diffusion import (
+    ACTIVATIONS,
     MLPDenoiser,
     diffusion_loss,
     dpm_solver_plan,
@@ -59,9 +60,11 @@ class MMDCDR(ProfileRecommender):
         - An item without a modality is left out of the profiles and of Eq. 9, and is zero in the
           fusion; so is a user without any such item. More than two modalities: Eq. 9 is averaged
           over the pairs. It is a mean over a batch's distinct users (items), not a sum.
-        - The profile side's hidden layers are ``num_layers`` of ``hidden_size`` with SiLU; the paper
-          names the number of layers, not the activation. The size of what is diffused is the number
-          of columns of the profile, which is d where features have as many; alignment maps it to d.
+        - Hidden layers have SiLU; the paper names their number, not their activation. The size of what
+          is diffused is the number of columns of the profile; alignment maps it to d.
+        - The perceptron's output is added to its noisy input (``residual``): where there is little but
+          noise, the noise is nearly the input. Without it the samples of our data are 20 times too
+          large, since the first steps of the solver magnify an error of the prediction by 150.
         - ``align_weight`` adds the distance of the aligned generated vector to the aligned true
           profile, which the text of section III-D suggests and Eq. 14 lacks; 0 by default.
         - Not in the paper, and off with ``paper: True``: biases in the rating head; the item vectors
@@ -102,8 +105,9 @@ class MMDCDR(ProfileRecommender):
         # By position: any text may be the name of a modality.
         self.denoisers = nn.ModuleList(
             MLPDenoiser(k, condition, tuple(hidden), config["time_embedding_size"],
-                        config["hidden_activation"], keep_input=True)
-            if self.use_diffusion else perceptron([condition, *hidden, k], nn.SiLU, True)
+                        config["hidden_activation"], keep_input=True, residual=config["residual"])
+            if self.use_diffusion else
+            perceptron([condition, *hidden, k], ACTIVATIONS[config["hidden_activation"]], True)
             for condition, k in sizes)
         self.alignments = nn.ModuleList(perceptron([k, size, size], nn.SiLU, True) for _, k in sizes)
         self.item_layers = nn.ModuleList(nn.Linear(k, size) for k in target.item_sizes.values())

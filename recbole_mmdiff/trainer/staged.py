@@ -47,8 +47,9 @@ class StagedTrainer(Trainer):
 
     A model that declares ``stages()`` is trained by them; any other has the one stage that RecBole
     would run. Optimisers, early stopping, TensorBoard, W&B, clipping and mixed precision are
-    RecBole's. Every epoch ends in a checkpoint, from which a killed run gives the numbers of one
-    that was never killed.
+    RecBole's; with ``enable_amp`` stages run in bfloat16, with ``enable_scaler`` too in float16.
+    Every epoch ends in a checkpoint, from which a killed run gives the numbers of one that was never
+    killed.
 
     Args:
         config: the run's configuration.
@@ -65,6 +66,8 @@ class StagedTrainer(Trainer):
         self.progress = Progress()
         self.best: dict | None = None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=bool(self.enable_scaler))
+        # float16 loses small gradients without a scaler.
+        self.half = torch.float16 if self.enable_scaler else torch.bfloat16
 
     # ---- the run -------------------------------------------------------------------------------
 
@@ -201,7 +204,7 @@ class StagedTrainer(Trainer):
 
     def _step(self, loss_of, batch, clips: bool) -> torch.Tensor:
         self.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(device_type=self.device.type, enabled=bool(self.enable_amp)):
+        with torch.autocast(self.device.type, self.half, enabled=bool(self.enable_amp)):
             loss = loss_of(batch)
         self.scaler.scale(loss).backward()
         if self.clip_grad_norm and clips:

@@ -115,14 +115,16 @@ def one_changed(rows, places, users):
     return [rerated(row, row[3]) if n == place else row for n, row in enumerate(rows)]
 
 
-def write_reviews(pair, digest):
-    """Features of reviews beside both domains, for almost all users, made with a split of this digest.
-    They are no modality of items, where ``modalities`` is all that there is."""
+def write_reviews(pair, split):
+    """Features of reviews beside both domains, for almost all users, made with this split, or under
+    ``cold_start_users``, where a user's are held out all or none, with no split. They are no modality of
+    items, where ``modalities`` is all that there is."""
+    made_with = {} if split.protocol == "cold_start_users" else {"split_digest": split.digest()}
     for name, rows in ((pair.source, pair.source_rows), (pair.target, pair.target_rows)):
         users = sorted({row[0] for row in rows})[2:]
         matrix = np.random.default_rng(5).normal(size=(len(users), 4)).astype(np.float32)
         write_features(pair.folder / name, name, "review", users, matrix, encoder="test", entity="user",
-                       fields=["review"], split_digest=digest)
+                       fields=["review"], **made_with)
 
 
 def rewrite_features(folder, modality, tokens):
@@ -200,7 +202,7 @@ def folders(tiny_pair, atomic, parts_of, held_out, tmp_path_factory):
             atomic.write(folder, "tgt", target)
             pair, again = replace(tiny_pair, folder=folder), parts_of(protocol, folder)
             write_item_features(pair)
-            write_reviews(pair, again.observed.saved_split.digest())
+            write_reviews(pair, again.observed.saved_split)
             assert [now for now, code in zip(codes_of(again, target), codes, strict=True)
                     if code in (TRAIN, FINETUNE)] == [code for code in codes if code in (TRAIN, FINETUNE)]
     return found

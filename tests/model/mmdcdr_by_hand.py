@@ -97,7 +97,7 @@ class ByHand:
             + self.linear(f"{name}.condition_linear", condition)
         for layer in range(len(self.model.denoisers[number].layers)):
             hidden = self.linear(f"{name}.layers.{layer}", silu(hidden) if layer else hidden)
-        return hidden
+        return x + hidden if self.config["residual"] else hidden
 
     def generated(self, number, condition, start):
         """Eq. 6 by two forwards, and the solver."""

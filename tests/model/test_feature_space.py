@@ -122,5 +122,5 @@ def test_other_dimensions_in_the_other_domain(spaces):
 
 
 def test_a_text_in_place_of_a_list():
-    with pytest.raises(ConfigError, match=r"modalities: .text. is a text, but a list is wanted, such as \[text\]"):
+    with pytest.raises(ConfigError, match=r"modalities: .text. is a text, but a list .* such as \[text\]"):
         shared_modalities(None, "text")

@@ -92,7 +92,7 @@ def test_values_of_section_four():
     assert config["num_steps"] in (1000, 3000, 5000, 7000)
     rates = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.1)
     assert config["learning_rate"] in rates and config["diffusion_learning_rate"] in rates
-    ours = ("use_ids", "biases", "profile_statistics", "standardize")
+    ours = ("use_ids", "biases", "profile_statistics", "standardize", "residual")
     assert not any(config[key] for key in ours)
 
 
