@@ -1,7 +1,8 @@
 """The kinds of mistakes that users are told about without a traceback."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class ConfigError(ValueError):
@@ -14,6 +15,15 @@ class DataError(ValueError):
 
 class CheckpointError(ValueError):
     """A state that cannot be stored, or a file that cannot be read back safely."""
+
+
+@contextmanager
+def in_words_of(keys: str) -> Iterator[None]:
+    """A ValueError of a lower room, which knows arguments and no keys, as a ConfigError."""
+    try:
+        yield
+    except ValueError as error:
+        raise ConfigError(f"{keys}: {error}") from error
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
@@ -31,3 +41,16 @@ def one_of(key: str, value, choices: Iterable[str]):
         hint = suggest(str(value), choices)
         raise ConfigError(f"{key}: {value!r} is not known, use one of {choices}{hint}")
     return value
+
+
+def at_least(key: str, value: float, least: float) -> None:
+    """Raises a ConfigError for a value below ``least``."""
+    if value < least:
+        raise ConfigError(f"{key}: {value!r} is too small, use {least} or more")
+
+
+def share(key: str, value: float, below_one: bool = False) -> None:
+    """Raises a ConfigError for a value outside of 0 .. 1, or ``below_one`` also for 1."""
+    if not 0 <= value <= 1 or (below_one and value == 1):
+        raise ConfigError(f"{key}: {value} is no share; use a number from 0 "
+                          + ("up to, but not including, 1" if below_one else "to 1"))

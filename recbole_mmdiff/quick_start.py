@@ -229,13 +229,18 @@ def format_metrics(metrics: dict) -> str:
 
 @contextmanager
 def _kept_messages(config) -> Iterator[list[logging.LogRecord]]:
-    """What is logged meanwhile, for a log that is not there yet."""
+    """What is logged meanwhile, for a log that is not there yet; on an error, warnings are shown."""
     keeper = MemoryHandler(sys.maxsize, flushLevel=sys.maxsize)
     root = logging.getLogger()
     root.setLevel(str(config["state"] or "INFO").upper())
     root.addHandler(keeper)
     try:
         yield keeper.buffer
+    except Exception:
+        for message in keeper.buffer:
+            if message.levelno >= logging.WARNING:
+                logging.lastResort.handle(message)
+        raise
     finally:
         root.removeHandler(keeper)
 

@@ -65,5 +65,6 @@ def require_files(folder: Path, dataset: str, modality: str, paths: Sequence[Pat
         raise FeatureError(
             f"{folder}: feature {modality!r} of {dataset!r} lacks {', '.join(absent)} "
             f"(finished here: {', '.join(known) or 'none'}); "
-            "make it with recbole_mmdiff.data.features.write_features"
+            "name another modality, or make it with recbole-mmdiff prepare encode, or with "
+            "recbole_mmdiff.data.features.write_features"
         )

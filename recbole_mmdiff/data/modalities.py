@@ -76,8 +76,8 @@ def _modalities(dataset: Dataset, names: Sequence[str], policy: str, field: str,
     features = {}
     for name in names:
         file = FeatureFile.open(dataset.dataset_path, dataset.dataset_name, name)
-        if file.entity not in (None, entity):
-            raise DataError(f"{file.path}: holds features of {file.entity}s, where features of "
+        if (file.entity or "item") != entity:
+            raise DataError(f"{file.path}: holds features of {file.entity or 'item'}s, where features of "
                             f"{entity}s are wanted; choose another modality than {name!r}")
         _refuse_leaks(file, dataset)
         aligned = file.align(tokens, policy)

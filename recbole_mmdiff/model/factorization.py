@@ -92,23 +92,21 @@ class Factorization(nn.Module):
         return error + reg_weight * self.penalty(user, item) if reg_weight else error
 
 
-def factorization_stages(model: StagedRecommender, domains: dict[str, Factorization],
-                         **options) -> list[Stage]:
+def factorization_stages(model: StagedRecommender, domains: dict[str, Factorization]) -> list[Stage]:
     """A stage for each base factorisation, named as the domain whose ratings it iterates.
 
     The papers train them for a fixed number of epochs. The same seed gives the same ones to every
-    model that stands on them, whatever it clips later.
+    model that stands on them, whatever it clips or decays later.
 
     Args:
         model: says how (``pretrain_epochs``, ``pretrain_batch_size``, ``pretrain_learning_rate``,
             ``reg_weight``).
         domains: ``source``, ``target`` -> factorisation, in the order of the stages.
-        options: of the stages.
     """
     return [Stage(name, name, (partial(factorization_loss, model, factorization),),
                   factorization.parameters(), model.pretrain_epochs, validates=False, clips=False,
                   batch_size=model.pretrain_batch_size, learning_rate=model.pretrain_learning_rate,
-                  **options)
+                  weight_decay=0.0)
             for name, factorization in domains.items()]
 
 

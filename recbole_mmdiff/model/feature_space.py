@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from recbole_mmdiff.data.features import FeatureFile, find_modalities
-from recbole_mmdiff.data.modalities import ids_with_rows, item_modalities
+from recbole_mmdiff.data.modalities import ids_with_rows, item_modalities, user_modalities
 from recbole_mmdiff.errors import ConfigError
 
 BLOCK = 16384   # rows in float64 at once
@@ -34,11 +34,7 @@ def shared_modalities(dataset, names: list[str] | None) -> list[str]:
         dataset: a cross-domain data set.
         names: the key ``modalities``.
 
-    Raises:
-        ConfigError: ``names`` is a text.
     """
-    if isinstance(names, str):
-        raise ConfigError(f"modalities: {names!r} is a text, but a list is wanted, such as [{names}]")
     if names is not None:
         return list(names)
     folders = [(domain.dataset_path, domain.dataset_name) for domain in (dataset, dataset.source)]
@@ -65,30 +61,66 @@ def shared_item_features(dataset, names: list[str], policy: str,
         FeatureError, DataError: as ``item_modalities``.
     """
     domains = {"target": dataset, "source": dataset.source}
-    found = {name: _features(domain, names, policy) for name, domain in domains.items()}
+    found = {name: _known(item_modalities(domain, names, policy), policy)
+             for name, domain in domains.items()}
+    seen = {name: ids_with_rows(domain, domain.iid_field) for name, domain in domains.items()}
     if not size:
         return found
-    seen = {name: ids_with_rows(domain, domain.iid_field) for name, domain in domains.items()}
-    for modality in names:
-        sizes = {name: found[name][modality].values.shape[1] for name in domains}
-        if len(set(sizes.values())) > 1:
-            raise ConfigError(f"modalities: {modality!r} has {sizes['source']} dimensions in the source "
-                              f"and {sizes['target']} in the target; encode both domains alike")
-        used = {name: found[name][modality].known & seen[name] for name in domains}
-        mean, axes = principal_axes([found[name][modality].values[used[name]] for name in domains], size)
-        for name in domains:
-            values, known = found[name][modality].values, found[name][modality].known
-            found[name][modality] = Features(((values - mean) @ axes) * known[:, None], known)
-    return found
+    _check_sizes(found)
+    return _reduced(found, seen, size)
 
 
-def _features(dataset, names: list[str], policy: str) -> dict[str, Features]:
+def shared_user_features(dataset, names: list[str], size: int) -> dict[str, dict[str, Features]]:
+    """Features of the users themselves in both domains, of the ids of the target's users.
+
+    Args and returns are those of ``shared_item_features``, with users in place of items; domains whose
+    features have other dimensions are reduced apart.
+
+    Raises:
+        ConfigError, FeatureError, DataError: as ``user_modalities``.
+    """
+    domains = {"target": dataset, "source": dataset.source}
+    found = {name: {modality: Features(part.values[:dataset.user_num], part.known[:dataset.user_num])
+                    for modality, part in _known(user_modalities(domain, names), "drop_item").items()}
+             for name, domain in domains.items()}
+    seen = {name: ids_with_rows(domain, domain.uid_field)[:dataset.user_num]
+            for name, domain in domains.items()}
+    return _reduced(found, seen, size) if size else found
+
+
+def _known(modalities: dict[str, tuple[Tensor, Tensor]], policy: str) -> dict[str, Features]:
     features = {}
-    for name, (values, missing) in item_modalities(dataset, names, policy).items():
+    for name, (values, missing) in modalities.items():
         known = ~missing if policy == "drop_item" else torch.ones_like(missing)
         known[0] = False
-        features[name] = Features(values * known[:, None], known)
+        values[~known] = 0.0
+        features[name] = Features(values, known)
     return features
+
+
+def _check_sizes(found: dict[str, dict[str, Features]]) -> None:
+    for modality, target in found["target"].items():
+        sizes = target.values.shape[1], found["source"][modality].values.shape[1]
+        if sizes[0] != sizes[1]:
+            raise ConfigError(f"modalities: {modality!r} has {sizes[1]} dimensions in the source and "
+                              f"{sizes[0]} in the target; encode both domains alike")
+
+
+def _reduced(found: dict[str, dict[str, Features]], seen: dict[str, Tensor],
+             size: int) -> dict[str, dict[str, Features]]:
+    """Features projected on the principal axes of those that are ``seen`` (n,): of both domains
+    together, or of each alone where they have other dimensions."""
+    reduced: dict[str, dict[str, Features]] = {name: {} for name in found}
+    for modality in found["target"]:
+        parts = {name: found[name][modality] for name in found}
+        alike = len({part.values.shape[1] for part in parts.values()}) == 1
+        for group in [list(parts)] if alike else [[name] for name in parts]:
+            mean, axes = principal_axes([parts[name].values[parts[name].known & seen[name]]
+                                         for name in group], size)
+            for name in group:
+                values, known = parts[name].values, parts[name].known
+                reduced[name][modality] = Features((values - mean) @ axes * known[:, None], known)
+    return reduced
 
 
 def principal_axes(parts: list[Tensor], size: int) -> tuple[Tensor, Tensor]:

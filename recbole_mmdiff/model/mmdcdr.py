@@ -16,11 +16,10 @@ from recbole_mmdiff.diffusion import (
     keyed_antithetic_steps,
     keyed_normal,
     keyed_uniform,
-    linear_schedule,
     q_sample,
     run_plan,
 )
-from recbole_mmdiff.errors import ConfigError
+from recbole_mmdiff.errors import ConfigError, at_least, in_words_of, one_of, share
 from recbole_mmdiff.model.base import Stage
 from recbole_mmdiff.model.contrastive import modality_contrastive_loss
 from recbole_mmdiff.model.mapping import perceptron
@@ -65,6 +64,8 @@ class MMDCDR(ProfileRecommender):
         - The perceptron's output is added to its noisy input (``residual``): where there is little but
           noise, the noise is nearly the input. Without it the samples of our data are 20 times too
           large, since the first steps of the solver magnify an error of the prediction by 150.
+        - Betas are those of 1,000 steps rescaled to R, in the paper's form too: it prints none, and
+          unscaled ones leave e^-50 of the variance at R = 5,000, which no network comes back from.
         - ``align_weight`` adds the distance of the aligned generated vector to the aligned true
           profile, which the text of section III-D suggests and Eq. 14 lacks; 0 by default.
         - Not in the paper, and off with ``paper: True``: biases in the rating head; the item vectors
@@ -72,8 +73,8 @@ class MMDCDR(ProfileRecommender):
           the user's own vector; two statistics of the ratings behind each profile; standardised profiles,
           since the noise has unit scale; the mean of the samples in place of one
           (``sampling_noise: False`` starts the solver at zero, which is the mean of all samples
-          where they are Gaussian; or ``num_samples``); fewer principal axes and smaller networks;
-          betas rescaled to the number of steps. Its contrastive loss is off by default: it makes the
+          where they are Gaussian; or ``num_samples``); fewer principal axes and smaller networks. The
+          contrastive loss is off by default: it makes the
           rating error larger on the data we have.
         - Noise is drawn by (seed, epoch, user), so that it does not depend on the batch; a batch is
           one of users with all their ratings. The best epoch is chosen on validation users.
@@ -84,31 +85,23 @@ class MMDCDR(ProfileRecommender):
 
     def __init__(self, config, dataset):
         size = config["embedding_size"]
-        _check_values(config)
+        _check_keys(config)
         super().__init__(config, dataset, size)
         self.epochs, self.diffusion_epochs = config["epochs"], config["diffusion_epochs"]
         self.diffusion_learning_rate = config["diffusion_learning_rate"]
         self.diffusion_batch_size = config["diffusion_batch_size"]
-        self.use_diffusion = config["use_diffusion"]
         self.guidance_scale = config["guidance_scale"]
         self.drop_probability = config["condition_drop_probability"]
-        self.sampling_noise, self.num_samples = config["sampling_noise"], config["num_samples"]
         self.contrastive_weight = config["contrastive_weight"]
         self.align_weight, self.temperature = config["align_weight"], config["temperature"]
-        self.schedule = linear_schedule(config["num_steps"], config["beta_start"], config["beta_end"],
-                                        rescale=config["rescale_schedule"])
-        self.plan = dpm_solver_plan(self.schedule, config["num_evaluations"], config["solver_order"])
+        with in_words_of("num_evaluations, solver_order"):
+            self.plan = dpm_solver_plan(self.schedule, config["num_evaluations"],
+                                        config["solver_order"])
         target, source = self.domains["target"], self.domains["source"]
         self.names = list(target.profile_sizes)
         sizes = [(source.profile_sizes[name], target.profile_sizes[name]) for name in self.names]
-        hidden = [config["hidden_size"]] * config["num_layers"]
         # By position: any text may be the name of a modality.
-        self.denoisers = nn.ModuleList(
-            MLPDenoiser(k, condition, tuple(hidden), config["time_embedding_size"],
-                        config["hidden_activation"], keep_input=True, residual=config["residual"])
-            if self.use_diffusion else
-            perceptron([condition, *hidden, k], ACTIVATIONS[config["hidden_activation"]], True)
-            for condition, k in sizes)
+        self.denoisers = nn.ModuleList(self._network(config, *pair) for pair in sizes)
         self.alignments = nn.ModuleList(perceptron([k, size, size], nn.SiLU, True) for _, k in sizes)
         self.item_layers = nn.ModuleList(nn.Linear(k, size) for k in target.item_sizes.values())
         self.user_fusion = nn.Linear(len(self.alignments) * size, size)
@@ -116,6 +109,16 @@ class MMDCDR(ProfileRecommender):
         if config["compile_networks"]:
             for network in self.denoisers:
                 network.compile(dynamic=True)
+
+    def _network(self, config, condition: int, k: int) -> nn.Module:
+        """The noise network of a modality, or without diffusion the perceptron in its place."""
+        hidden = [config["hidden_size"]] * config["num_layers"]
+        activation = one_of("hidden_activation", config["hidden_activation"], ACTIVATIONS)
+        if not self.use_diffusion:
+            return perceptron([condition, *hidden, k], ACTIVATIONS[activation], True)
+        with in_words_of("time_embedding_size"):
+            return MLPDenoiser(k, condition, tuple(hidden), config["time_embedding_size"], activation,
+                               keep_input=True, residual=config["residual"])
 
     # ---- training ------------------------------------------------------------------------------
 
@@ -152,15 +155,11 @@ class MMDCDR(ProfileRecommender):
         uniform = keyed_uniform(user, 1, self._seed(_DROP, number))
         keep = drop_condition(uniform, self.drop_probability)
         x_t = q_sample(x0, noise, *self.schedule.alpha_sigma_at(step))                    # Eq. 3
-        predicted = self.denoisers[number](x_t, self._time(step), condition, keep)
+        predicted = self.denoisers[number](x_t, self.network_time(step), condition, keep)
         return diffusion_loss(predicted, x0, noise, "eps", "mse", "none")                 # Eq. 7
 
     def _seed(self, purpose: int, number: int) -> int:
         return fold_in(self.seed, self.epoch, purpose, number)
-
-    def _time(self, step: float | Tensor) -> float | Tensor:
-        """What the network sees of step r in 1 .. R: from 0, on the scale of 1,000 steps."""
-        return (step - 1) * (1000 / self.schedule.num_steps)
 
     def rating_loss(self, interaction) -> Tensor:
         """L_task + lambda L_cl (Eq. 14) of all target ratings of a batch of users."""
@@ -231,7 +230,7 @@ class MMDCDR(ProfileRecommender):
         return [keyed_normal(user, size, fold_in(seed, sample)) for sample in range(self.num_samples)]
 
     def _sampling_time(self, t: float) -> float:
-        return self._time(max(t * self.schedule.num_steps, 1.0))
+        return self.network_time(max(t * self.schedule.num_steps, 1.0))
 
     def user_vectors(self, user: Tensor, learning: bool = False) -> Tensor:
         """(b, d): u^t of users (Eq. 11)."""
@@ -258,9 +257,9 @@ class MMDCDR(ProfileRecommender):
         return layer(torch.cat(side.vectors, -1))
 
 
-def _check_values(config) -> None:
-    if not 0 <= config["condition_drop_probability"] <= 1:
-        raise ConfigError(f"condition_drop_probability: {config['condition_drop_probability']} is no share; "
-                          f"use a number from 0 to 1")
+def _check_keys(config) -> None:
+    for key in ("num_layers", "diffusion_batch_size"):
+        at_least(key, config[key], 1)
+    share("condition_drop_probability", config["condition_drop_probability"])
     if config["temperature"] <= 0:
         raise ConfigError(f"temperature: {config['temperature']} divides similarities; use a number above 0")

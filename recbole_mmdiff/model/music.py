@@ -14,10 +14,9 @@ from recbole_mmdiff.diffusion import (
     keyed_antithetic_steps,
     keyed_normal,
     keyed_uniform,
-    linear_schedule,
     q_sample,
 )
-from recbole_mmdiff.errors import ConfigError, one_of
+from recbole_mmdiff.errors import ConfigError, at_least, in_words_of, one_of, share
 from recbole_mmdiff.model.base import Stage
 from recbole_mmdiff.model.profile_recommender import ProfileRecommender
 
@@ -76,7 +75,10 @@ class MuSiC(ProfileRecommender):
         - The user of the rating loss is the end of the whole reverse chain, with gradient: what is
           scored later; ``rating_vector: one_step`` is the prediction at its first step.
         - Blocks of the U-Net, and how time and condition enter them: see ``VectorUNet``. Dropout is on
-          the hidden layer of the extractors.
+          the hidden layer of the extractors; section 4.1.4 also names one of the prediction module,
+          of which the rating is an inner product.
+        - With ``user_modalities`` a user without a row has no profile: means of items' features would
+          be vectors of another space. The log says how many there are.
         - Several modalities are put side by side; an item or user without one has zeros there. One
           fused vector of an MLLM is one modality (Eq. 1: ``prepare encode --encoder=mllm``).
         - w/o MLLM (``modalities: [], use_ids: True``) has vectors of the base factorisations for
@@ -104,14 +106,10 @@ class MuSiC(ProfileRecommender):
         self.epochs, self.feature_epochs = config["epochs"], config["feature_epochs"]
         self.side_epochs = config["side_epochs"]
         self.diffusion_weight = config["diffusion_weight"]
-        self.use_diffusion = config["use_diffusion"]
         self.use_side_users = config["use_side_users"] and self._has_side_users(dataset)
         self.joint = config["joint"] and self.use_diffusion and self.use_side_users
         self.side_batch_size = config["side_batch_size"]
         self.rating_vector = one_of("rating_vector", config["rating_vector"], ("chain", "one_step"))
-        self.sampling_noise, self.num_samples = config["sampling_noise"], config["num_samples"]
-        self.schedule = linear_schedule(config["num_steps"], config["beta_start"], config["beta_end"],
-                                        rescale=config["rescale_schedule"])
         target = self.domains["target"]
         shape = (config["hidden_size"], size, one_of("activation", config["activation"], ACTIVATIONS),
                  config["dropout_prob"])
@@ -119,7 +117,9 @@ class MuSiC(ProfileRecommender):
         self.user_extractors = nn.ModuleList(
             FeatureExtractor(inputs, *shape)
             for inputs in self._user_inputs(config["shared_user_extractor"]))
-        self.denoiser = _unet(config, size)
+        with in_words_of("unet_sizes, time_embedding_size, unet_activation"):
+            self.denoiser = VectorUNet(size, tuple(config["unet_sizes"]), config["time_embedding_size"],
+                                       config["unet_activation"])
         if config["compile_networks"]:
             self.denoiser.compile(dynamic=True)
 
@@ -167,7 +167,7 @@ class MuSiC(ProfileRecommender):
 
     def side_loss(self, interaction) -> Tensor:
         """L_dm_us (Eq. 11) of a batch of side users."""
-        return self.diffusion_loss(interaction[self.USER_ID], None)
+        return self.denoising_loss(interaction[self.USER_ID], None)
 
     def joint_loss(self, interaction) -> Tensor:
         """lambda L_dm_uo + (1 - lambda) L_rating (Eq. 13) of a batch of users with their ratings, and
@@ -182,9 +182,9 @@ class MuSiC(ProfileRecommender):
         loss = (1 - self.diffusion_weight) * loss
         if len(overlapping):
             condition = self.user_features("source", overlapping, learning=True)
-            loss = loss + self.diffusion_weight * self.diffusion_loss(overlapping, condition)
+            loss = loss + self.diffusion_weight * self.denoising_loss(overlapping, condition)
         if self.joint and len(side):
-            loss = loss + self.diffusion_loss(side, None)
+            loss = loss + self.denoising_loss(side, None)
         return loss
 
     def rating_loss(self, interaction) -> Tensor:
@@ -193,21 +193,21 @@ class MuSiC(ProfileRecommender):
         return self.task_loss(interaction, self.user_vectors(users, learning=True),
                               self.item_vectors(items, learning=True))
 
-    def diffusion_loss(self, user: Tensor, condition: Tensor | None) -> Tensor:
-        """L_dm (Eq. 10) of users (b,) under conditions (b, d), or None (Eq. 11)."""
+    def denoising_loss(self, user: Tensor, condition: Tensor | None) -> Tensor:
+        """L_dm (Eq. 10) of users (b,) under conditions (b, d), or None (Eq. 11); users without any
+        profile in the target are left out."""
         x0 = self.user_features("target", user).detach().float()
         step = keyed_antithetic_steps(user, self.schedule.num_steps, self._seed(_STEPS))
         noise = keyed_normal(user, x0.shape[1], self._seed(_NOISE))
         x_t = q_sample(x0, noise, *self.schedule.alpha_sigma_at(step))                    # Eq. 4
-        predicted = self.denoiser(x_t, self._time(step), condition)
-        return diffusion_loss(predicted, x0, noise, "x0", "mse")
+        predicted = self.denoiser(x_t, self.network_time(step), condition)
+        losses = diffusion_loss(predicted, x0, noise, "x0", "mse", "none")
+        target = self.domains["target"]
+        known = torch.stack([target.profiles(name, user)[1] for name in target.profile_sizes]).any(0)
+        return (losses * known).sum() / known.sum().clamp(min=1)
 
     def _seed(self, purpose: int) -> int:
         return fold_in(self.seed, self.epoch, purpose)
-
-    def _time(self, step: float | Tensor) -> float | Tensor:
-        """What the U-Net sees of step t in 1 .. T: from 0, on the scale of 1,000 steps."""
-        return (step - 1) * (1000 / self.schedule.num_steps)
 
     # ---- vectors -------------------------------------------------------------------------------
 
@@ -249,7 +249,7 @@ class MuSiC(ProfileRecommender):
             return keyed_normal(keys, x.shape[1], fold_in(seed, step))
 
         def denoise(x: Tensor, t: float) -> Tensor:
-            return self.denoiser(x, self._time(t * self.schedule.num_steps), conditions).float()
+            return self.denoiser(x, self.network_time(t * self.schedule.num_steps), conditions).float()
 
         start = noise(-1, conditions.detach().float())
         if learning and self.rating_vector == "one_step":
@@ -259,20 +259,6 @@ class MuSiC(ProfileRecommender):
 
 
 def _check_keys(config) -> None:
-    for key in ("embedding_size", "hidden_size", "side_batch_size"):
-        if config[key] < 1:
-            raise ConfigError(f"{key}: {config[key]!r} is too small, use 1 or more")
-    if not 0 <= config["dropout_prob"] < 1:
-        raise ConfigError(f"dropout_prob: {config['dropout_prob']} is no share; use a number from 0 up to, "
-                          f"but not including, 1")
-    if not 0 <= config["diffusion_weight"] <= 1:
-        raise ConfigError(f"diffusion_weight: {config['diffusion_weight']} is no share; use a number from "
-                          f"0 to 1")
-
-
-def _unet(config, size: int) -> VectorUNet:
-    try:
-        return VectorUNet(size, tuple(config["unet_sizes"]), config["time_embedding_size"],
-                          config["unet_activation"])
-    except ValueError as error:     # In the words of the network, not of the keys.
-        raise ConfigError(f"unet_sizes, time_embedding_size, unet_activation: {error}") from error
+    at_least("side_batch_size", config["side_batch_size"], 1)
+    share("dropout_prob", config["dropout_prob"], below_one=True)
+    share("diffusion_weight", config["diffusion_weight"])

@@ -6,7 +6,7 @@ from torch.nn import functional
 
 from recbole_mmdiff.data.modalities import item_modalities
 from recbole_mmdiff.diffusion import fold_in, keyed_uniform
-from recbole_mmdiff.errors import ConfigError
+from recbole_mmdiff.errors import share
 from recbole_mmdiff.model.base import (
     FinetunedOffset,
     OffsetRecommender,
@@ -76,9 +76,7 @@ class P2M2CDR(OffsetRecommender):
         self.temperature, self.noise_scale = config["temperature"], config["noise_scale"]
         self.dropout_prob, self.cold_rate = config["dropout_prob"], config["cold_rate"]
         for key in ("dropout_prob", "cold_rate"):
-            if not 0 <= config[key] < 1:
-                raise ConfigError(f"{key}: {config[key]} is no share; use a number from 0 up to, but "
-                                  f"not including, 1")
+            share(key, config[key], below_one=True)
         sizes = config["embedding_size"], config["disentangled_size"]
         self.domains = nn.ModuleDict({
             name: DomainEncoder(domain, self.RATING, *sizes, config["init_std"], item_modalities(

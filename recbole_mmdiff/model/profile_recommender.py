@@ -6,9 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from recbole_mmdiff.data.modalities import user_modalities
-from recbole_mmdiff.diffusion import fold_in, keyed_uniform
-from recbole_mmdiff.errors import ConfigError, one_of
+from recbole_mmdiff.diffusion import fold_in, keyed_uniform, linear_schedule
+from recbole_mmdiff.errors import ConfigError, at_least, in_words_of, one_of, share
 from recbole_mmdiff.model.base import (
     FinetunedOffset,
     OffsetRecommender,
@@ -18,7 +17,12 @@ from recbole_mmdiff.model.base import (
     user_mask,
 )
 from recbole_mmdiff.model.factorization import Factorization, factorization_stages
-from recbole_mmdiff.model.feature_space import Features, shared_item_features, shared_modalities
+from recbole_mmdiff.model.feature_space import (
+    Features,
+    shared_item_features,
+    shared_modalities,
+    shared_user_features,
+)
 from recbole_mmdiff.model.profiles import IDS, DomainProfiles, rating_statistics
 from recbole_mmdiff.model.rating_head import RatingHead
 from recbole_mmdiff.model.row_cache import RowCache
@@ -48,6 +52,11 @@ class ProfileRecommender(OffsetRecommender):
         self.pretrain_batch_size = config["pretrain_batch_size"]
         self.pretrain_learning_rate = config["pretrain_learning_rate"]
         self.standardize, self.cold_item_rate = config["standardize"], config["cold_item_rate"]
+        self.use_diffusion = config["use_diffusion"]
+        self.sampling_noise, self.num_samples = config["sampling_noise"], config["num_samples"]
+        with in_words_of("num_steps, beta_start, beta_end"):
+            self.schedule = linear_schedule(config["num_steps"], config["beta_start"],
+                                            config["beta_end"], config["rescale_schedule"])
         self.rating_users = one_of("rating_users", config["rating_users"], RATING_USERS)
         self.domains = nn.ModuleDict(self._domains(config, dataset))
         self.head = RatingHead(dataset, self.RATING, size, config["biases"], config["item_damping"])
@@ -62,11 +71,13 @@ class ProfileRecommender(OffsetRecommender):
         self.register_load_state_dict_post_hook(_forget_rows)
 
     def _domains(self, config, dataset) -> dict[str, DomainProfiles]:
+        for key in ("modalities", "user_modalities"):
+            _check_names(key, config[key])
         names = shared_modalities(dataset, config["modalities"])
         if not names and not config["use_ids"]:
             raise ConfigError(f"modalities: {config['model']} needs a modality of items that both domains "
                               f"have (recbole-mmdiff prepare encode makes some), or use_ids: True")
-        if IDS in (*names, *config["user_modalities"]):
+        if IDS in (*names, *(config["user_modalities"] or ())):
             raise ConfigError(f"modalities, user_modalities: {IDS!r} is the name of the vectors of the base "
                               f"factorisations (use_ids); give the feature another name")
         items = shared_item_features(dataset, names, config["modality_policy"], config["feature_size"])
@@ -74,19 +85,26 @@ class ProfileRecommender(OffsetRecommender):
         shape = (self.RATING, config["id_embedding_size"], config["biases"], config["init_std"])
         damping = config["item_damping"], config["user_damping"]
         domains = {}
-        for name, domain in (("target", dataset), ("source", dataset.source)):
-            own = {modality: Features(values[:dataset.user_num], ~missing[:dataset.user_num])
-                   for modality, (values, missing)
-                   in user_modalities(domain, config["user_modalities"]).items()}
+        own = shared_user_features(dataset, config["user_modalities"] or [], config["feature_size"])
+        # The order of the mapping models: the same seed gives the same factorisations.
+        for name, domain in (("source", dataset.source), ("target", dataset)):
+            # Items are scored in the target alone; the source's are of use for means only.
+            needed = items[name] if name == "target" or not own[name] else {}
             domains[name] = DomainProfiles(
-                domain, dataset.user_num, items[name], own,
+                domain, dataset.user_num, needed, own[name],
                 Factorization(domain, *shape) if config["use_ids"] else None, id_profile,
                 rating_statistics(domain, self.RATING, dataset.user_num, *damping)
                 if config["profile_statistics"] else torch.zeros(dataset.user_num, 0))
-        made = f"their own features {list(own)}" if own else f"the means of what they rated, in {names}"
-        logging.getLogger().info("profiles of users: %s%s", made,
-                                 f", and ids ({id_profile})" if config["use_ids"] else "")
+        self._log_profiles(names, own, config)
         return domains
+
+    def _log_profiles(self, names: list[str], own: dict[str, dict[str, Features]], config) -> None:
+        made = f"the means of what they rated, in {names}" if names else "of ids alone"
+        if own["target"]:
+            lacking = {name: int((~found.known).sum()) for name, found in own["target"].items()}
+            made = f"their own features {list(lacking)} (target users without, held-out ones too: {lacking})"
+        ids = f", with ids (id_profile: {config['id_profile']})" if config["use_ids"] else ""
+        logging.getLogger().info("profiles of users: %s%s", made, ids)
 
     # ---- stages --------------------------------------------------------------------------------
 
@@ -95,13 +113,14 @@ class ProfileRecommender(OffsetRecommender):
         found = {name: self.domains[name].factorization for name in ("source", "target")}
         if found["target"] is None:
             return []
-        return factorization_stages(self, found, weight_decay=0.0)
+        return factorization_stages(self, found)
 
     def fit_profiles(self) -> None:
         """The start of a stage after the factorisations: profiles, which no longer change, centred and
         scaled by those of the overlapping training users."""
+        self.forget_rows()
         for domain in self.domains.values():
-            domain.tables.clear()
+            domain.forget()
             if self.standardize:
                 domain.fit(self.overlap_users)
 
@@ -125,8 +144,14 @@ class ProfileRecommender(OffsetRecommender):
             interaction[self.ITEM_ID], ~self.as_cold(interaction[self.ITEM_ID]))
         return functional.mse_loss(scores.float(), interaction[self.RATING])
 
+    def network_time(self, step: float | Tensor) -> float | Tensor:
+        """What a noise network sees of step t in 1 .. T: from 0, on the scale of 1,000 steps."""
+        return (step - 1) * (1000 / self.schedule.num_steps)
+
     def as_cold(self, item: Tensor) -> Tensor:
         """(b,): which items are rated in this epoch as if nobody had rated them, by (seed, epoch, item)."""
+        if not self.cold_item_rate:
+            return torch.zeros_like(item, dtype=torch.bool)
         uniform = keyed_uniform(item, 1, fold_in(self.seed, self.epoch, _COLD_ITEMS))
         return uniform.squeeze(-1) < self.cold_item_rate
 
@@ -195,13 +220,19 @@ class ProfileRecommender(OffsetRecommender):
 
 
 def _check_values(config) -> None:
-    least = {"feature_size": 0, "id_embedding_size": 1, "num_steps": 1, "num_samples": 1,
-             "sampling_batch_size": 1}
-    for key, number in least.items():
-        if config[key] < number:
-            raise ConfigError(f"{key}: {config[key]!r} is too small, use {number} or more")
-    if not 0 <= config["cold_item_rate"] <= 1:
-        raise ConfigError(f"cold_item_rate: {config['cold_item_rate']} is no share; use a number from 0 to 1")
+    for key, least in {"embedding_size": 1, "hidden_size": 1, "id_embedding_size": 1, "feature_size": 0,
+                       "num_samples": 1, "sampling_batch_size": 1}.items():
+        at_least(key, config[key], least)
+    share("cold_item_rate", config["cold_item_rate"])
+    if config["num_samples"] > 1 and not config["sampling_noise"]:
+        raise ConfigError(f"num_samples: {config['num_samples']} samples without noise are all the same; set "
+                          f"sampling_noise: True, or leave it at 1")
+
+
+def _check_names(key: str, names) -> None:
+    if names is not None and (not isinstance(names, (list, tuple))
+                              or not all(isinstance(name, str) for name in names)):
+        raise ConfigError(f"{key}: {names!r} is no list of names, write for instance [text, image]")
 
 
 def _forget_rows(model: ProfileRecommender, _keys) -> None:

@@ -52,12 +52,18 @@ class DomainProfiles(nn.Module):
         for number, size in enumerate(self.profile_sizes.values()):
             self.register_buffer(f"center_{number}", torch.zeros(size))
             self.register_buffer(f"scale_{number}", torch.ones(size))
-        self.tables: dict = {}
+        self.tables: dict[str, tuple[Tensor, Tensor]] = {}
+        self.item_vectors: Tensor | None = None
         self.register_load_state_dict_post_hook(_forget_tables)
 
     def _apply(self, fn, recurse=True):
-        self.tables.clear()     # Moved or cast weights: what was computed from them is stale.
+        self.forget()     # Moved or cast weights: what was computed from them is stale.
         return super()._apply(fn, recurse)
+
+    def forget(self) -> None:
+        """Tables are computed anew: what they follow from has changed."""
+        self.tables.clear()
+        self.item_vectors = None
 
     # ---- items ---------------------------------------------------------------------------------
 
@@ -75,11 +81,11 @@ class DomainProfiles(nn.Module):
         if name != IDS:
             number = self.content.index(name)
             return getattr(self, f"item_values_{number}"), getattr(self, f"item_known_{number}")
-        if None not in self.tables:    # Any text may name a modality.
+        if self.item_vectors is None:
             vectors = self.factorization.item_embedding.weight.detach()
             scale = vectors[self.item_seen].square().mean().sqrt().clamp(min=1e-9)
-            self.tables[None] = vectors / scale * self.item_seen[:, None]
-        return self.tables[None], self.item_seen
+            self.item_vectors = vectors / scale * self.item_seen[:, None]
+        return self.item_vectors, self.item_seen
 
     # ---- users ---------------------------------------------------------------------------------
 
@@ -100,7 +106,7 @@ class DomainProfiles(nn.Module):
     def fit(self, users: Tensor) -> None:
         """Centre and scale every column by the profiles of some users (n,); one that is constant among
         them is centred alone."""
-        self.tables.clear()
+        self.forget()
         for number, name in enumerate(self.profile_sizes):
             table, has = self._raw(name)
             found = table[users[has[users]]]
@@ -159,4 +165,4 @@ def rating_statistics(dataset, rating_field: str, num_users: int, item_damping: 
 
 def _forget_tables(domain: DomainProfiles, _keys) -> None:
     """Other weights were loaded: what was computed from the old ones is stale."""
-    domain.tables.clear()
+    domain.forget()

@@ -32,7 +32,8 @@ class RowCache:
         missing = torch.unique(ids[~self.known[ids]])
         # The split of nothing is one empty part: of use only to learn how wide the table is.
         for part in missing.split(self.chunk) if len(missing) or self.table is None else ():
-            rows = self.compute(part)
+            with torch.autocast(ids.device.type, enabled=False):     # Whoever asks first: one type.
+                rows = self.compute(part)
             if self.table is None:
                 self.table = rows.new_zeros(self.count, rows.shape[1])
             self.table[part] = rows

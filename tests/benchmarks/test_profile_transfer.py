@@ -26,7 +26,6 @@ from recbole_mmdiff.quick_start import run
 LINKED, ITEMS, ALONE = 1500, 1500, 64
 COLD = LINKED // 5
 DIMS = {"text": 384, "image": 1280}
-# 1,000 steps, one of the paper's: betas are not rescaled, and at 5,000 errors grow by 1 / alpha_R = 8e10.
 KEYS = {"MMDCDR": {"guidance_scale": 2.0, "num_steps": 1000, "diffusion_epochs": 5},
         "MuSiC": {"feature_epochs": 3, "side_epochs": 3}}
 BATCH = {"MMDCDR": 16, "MuSiC": 128}                    # users in a step

@@ -9,7 +9,7 @@ import torch
 
 from recbole_mmdiff.errors import ConfigError
 from recbole_mmdiff.model import feature_space
-from recbole_mmdiff.model.feature_space import principal_axes, shared_item_features, shared_modalities
+from recbole_mmdiff.model.feature_space import principal_axes, shared_item_features
 
 ITEMS = 12
 #: items in a training row
@@ -64,7 +64,7 @@ def test_directions_without_variance_are_left_out():
 def spaces(monkeypatch):
     """``spaces(policy, size, change)``: features of both domains; ``change`` (domain, item) draws
     other numbers for an item."""
-    target, source = (SimpleNamespace(item_num=ITEMS, iid_field="item_id", inter_feat={
+    target, source = (SimpleNamespace(num=lambda _: ITEMS, iid_field="item_id", inter_feat={
         "item_id": torch.tensor(sorted(SEEN[name]) * 2)}) for name in ("target", "source"))
     target.source = source
 
@@ -119,8 +119,3 @@ def test_other_dimensions_in_the_other_domain(spaces):
     with pytest.raises(ConfigError, match="'text' has 3 dimensions in the source and 4 in the target; enc"):
         spaces(dims=(4, 3))
     assert spaces(size=None, dims=(4, 3))[0]["source"]["text"].values.shape == (ITEMS, 3)
-
-
-def test_a_text_in_place_of_a_list():
-    with pytest.raises(ConfigError, match=r"modalities: .text. is a text, but a list .* such as \[text\]"):
-        shared_modalities(None, "text")

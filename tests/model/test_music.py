@@ -210,10 +210,11 @@ def test_a_target_without_side_users(make_tiny_pair, atomic, tiny_config, tmp_pa
     ("unet_sizes", [], "at least one size"), ("time_embedding_size", 7, "even"),
     ("rating_vector", "last", "chain.*one_step"), ("rating_users", "some", "overlapping.*all_target"),
     ("id_profile", "all", "vector.*mean.*both"), ("dropout_prob", 1.0, "up to, but not including, 1"),
-    ("diffusion_weight", 1.5, "0 to 1"), ("cold_item_rate", -0.5, "0 to 1"), ("num_steps", 0, "1 or more"),
+    ("diffusion_weight", 1.5, "0 to 1"), ("cold_item_rate", -0.5, "0 to 1"), ("num_steps", 0, "at least 1"),
     ("num_samples", 0, "1 or more"), ("sampling_batch_size", 0, "1 or more"),
     ("side_batch_size", 0, "1 or more"), ("embedding_size", 0, "1 or more"),
-    ("feature_size", -1, "0 or more"), ("modalities", "text", r"a list is wanted, such as \[text"),
+    ("feature_size", -1, "0 or more"), ("modalities", "text", r"no list of names, .* \[text"),
+    ("modalities", [5], "no list of names"), ("num_samples", 3, "sampling_noise: True"),
     ("modalities", ["id"], "another name"), ("user_modalities", ["id"], "another name")])
 def test_values_that_are_refused(key, value, accepted, tiny_config):
     """The message names the key, the value and what to do."""

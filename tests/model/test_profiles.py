@@ -59,12 +59,12 @@ def features(dim, unknown, seed, rows=ITEMS):
 
 @pytest.fixture
 def build(domain):
-    """``build(id_profile, statistics, own)``: profiles with two modalities of items and, unless
+    """``build(id_profile, statistics, own, names)``: profiles with two modalities of items and, unless
     ``id_profile`` is None, ids."""
 
-    def made(id_profile="both", statistics=True, own=None):
+    def made(id_profile="both", statistics=True, own=None, names=("text", "image")):
         torch.manual_seed(5)
-        items = {"text": features(3, [2, 5], 1), "image": features(2, range(4, 12), 2)}
+        items = dict(zip(names, (features(3, [2, 5], 1), features(2, range(4, 12), 2)), strict=True))
         told = rating_statistics(domain, "rating", USERS, 4.0, 2.0) if statistics \
             else torch.zeros(USERS, 0)
         base = Factorization(domain, "rating", 3, True, 0.7) if id_profile else None
@@ -224,6 +224,15 @@ def test_a_copy_is_apart(build):
     other.fit(users)
     assert not torch.allclose(other.profiles("id", users)[0], before)
     assert torch.equal(profiles.profiles("id", users)[0], before)
+
+
+@pytest.mark.parametrize("names", [("item", "user"), ("tables", "None")])
+def test_any_text_may_name_a_modality(names, build):
+    ours, plain, users = build(names=names), build(), torch.arange(USERS)
+    ours.items("id")
+    for mine, other in (*zip(names, ("text", "image"), strict=True), ("id", "id")):
+        assert all(map(torch.equal, ours.profiles(mine, users), plain.profiles(other, users)))
+        assert all(map(torch.equal, ours.items(mine), plain.items(other)))
 
 
 # ---- rating head -------------------------------------------------------------------------------
