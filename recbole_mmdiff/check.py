@@ -18,8 +18,9 @@ def check(model=None, dataset=None, config_files=(), overrides=None) -> str:
     Raises:
         ConfigError, DataError: as a run with this configuration would.
     """
+    # The data do not depend on the model; without one, any that takes both views and needs no ratings
+    # will do.
     named = model is not None or any("model" in read_yaml(path) for path in config_files)
-    # The data do not depend on the model: any that takes both views and needs no ratings will do.
     config = Config(model if named else "BPR", dataset, list(config_files), overrides=overrides)
     if not named:
         config["positive_rating"] = float("-inf")

@@ -146,16 +146,19 @@ class ByHand:
     def user_side(self, user, learning):
         return [self.modal_user(number, user, learning) for number in range(len(self.names))]
 
-    def item_side(self, item):
-        return [self.modal_item(number, item) for number in range(len(self.names))]
+    def item_side(self, item, cold=False):
+        """Without ids for an item that counts as cold."""
+        return [None if cold and name == "id" else self.modal_item(number, item)
+                for number, name in enumerate(self.names)]
 
-    def rating(self, user_side, item_side, item):
-        """Eq. 12, and biases where there are any."""
+    def rating(self, user_side, item_side, item, cold=False):
+        """Eq. 12, and biases where there are any; without the item's if it counts as cold."""
         z, v = self.fused("user", user_side), self.fused("item", item_side)
         if not self.config["biases"]:
             return z @ v
-        return z @ v + self.weights["head.user_bias.weight"][0] @ z + self.means["target"] \
-            + self.biases["target"].get(item, 0) + self.weights["head.item_bias.weight"][item, 0]
+        start = z @ v + self.weights["head.user_bias.weight"][0] @ z + self.means["target"]
+        own = self.biases["target"].get(item, 0) + self.weights["head.item_bias.weight"][item, 0]
+        return start if cold else start + own
 
 
 def columns_standardised(rows, users):

@@ -153,6 +153,7 @@ def alignment_distance(hand, users):
 
 @pytest.mark.parametrize("keys", [
     {}, {"contrastive_weight": 0.3}, {"align_weight": 0.5}, {"biases": False}, {"guidance_scale": 2.5},
+    {"cold_item_rate": 0.4, "contrastive_weight": 0.3}, {"cold_item_rate": 1.0},
     {"contrastive_weight": 0.3, "align_weight": 0.5, "train_neg_ratio": 1, "sampling_noise": True},
     {"rating_users": "all_target", "sampling_noise": True, "num_samples": 2, "use_ids": False}], ids=str)
 def test_rating_loss_by_hand(keys, built_mmdcdr):
@@ -161,8 +162,10 @@ def test_rating_loss_by_hand(keys, built_mmdcdr):
     rows = list(zip(*(batch[field].tolist() for field in ("user_id", "item_id", "rating")), strict=True))
     assert ("train_neg_ratio" in keys) == (0.0 in batch["rating"])
     users = {user: hand.user_side(user, learning=True) for user, _, _ in rows}
-    items = {item: hand.item_side(item) for _, item, _ in rows}
-    expected = np.mean([(hand.rating(users[user], items[item], item) - rating)**2
+    uniform = keyed_uniform(torch.arange(train.item_num), 1, fold_in(SEED, EPOCH, -1))[:, 0]
+    cold = (uniform < config["cold_item_rate"]).tolist()
+    items = {item: hand.item_side(item, cold[item]) for _, item, _ in rows}
+    expected = np.mean([(hand.rating(users[user], items[item], item, cold[item]) - rating)**2
                         for user, item, rating in rows])
     sides = [stacked(side.values(), config["embedding_size"]) for side in (users, items)]
     assert not sides[0][1][1].all() and not sides[1][1][1].all(), "somebody lacks images"
