@@ -9,7 +9,11 @@ import torch
 
 from recbole_mmdiff.errors import ConfigError
 from recbole_mmdiff.model import feature_space
-from recbole_mmdiff.model.feature_space import principal_axes, shared_item_features
+from recbole_mmdiff.model.feature_space import (
+    principal_axes,
+    shared_item_features,
+    shared_user_features,
+)
 
 ITEMS = 12
 #: items in a training row
@@ -113,6 +117,36 @@ def test_items_without_a_training_row_do_not_touch_the_axes(name, item, moves, s
                for domain in ("target", "source"))
     assert same != moves
     assert not torch.equal(before[name]["text"].values[item], after[name]["text"].values[item])
+
+
+@pytest.mark.parametrize(("dim", "size"), [(4, 2), (3, 2), (3, 0)])
+def test_features_of_users(dim, size, monkeypatch):
+    """Along common axes where both domains have as many dimensions, else along axes of each; of users with
+    a training row. Users of the source alone, whose ids come last, are left out."""
+    draw, users, rated = np.random.default_rng(8), {"target": 9, "source": 13}, {}
+    target, source = (SimpleNamespace(user_num=count, num=lambda _, count=count: count, uid_field="user_id",
+                                      inter_feat={"user_id": torch.arange(1, count, 2)})
+                      for count in users.values())
+    target.source, found = source, {}
+    for name, part, columns in (("target", target, 4), ("source", source, dim)):
+        values = torch.tensor(draw.normal(size=(part.user_num, columns))).float()
+        missing = torch.arange(part.user_num) == 3
+        values[0] = values[3] = 0
+        found[id(part)] = {"review": (values, missing)}
+        rated[name] = values[[user for user in range(1, 9, 2) if user != 3]].double().numpy()
+    monkeypatch.setattr(feature_space, "user_modalities", lambda part, names: {
+        name: (values.clone(), missing) for name, (values, missing) in found[id(part)].items()})
+    made = shared_user_features(target, ["review"], size)
+    for name, part in (("target", target), ("source", source)):
+        values, missing = found[id(part)]["review"]
+        known = ~missing[:9] & (torch.arange(9) > 0)
+        expected = values[:9].double().numpy()
+        if size:
+            mean, axes = by_svd(np.concatenate(list(rated.values())) if dim == 4 else rated[name], size)
+            expected = (expected - mean) @ axes
+        assert torch.equal(made[name]["review"].known, known)
+        np.testing.assert_allclose(made[name]["review"].values, expected * known[:, None].numpy(),
+                                   rtol=1e-3, atol=1e-4)
 
 
 def test_other_dimensions_in_the_other_domain(spaces):

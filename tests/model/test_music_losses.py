@@ -23,7 +23,7 @@ def build(tiny_config, content):
     its training data."""
 
     def made(std=0.6, **keys):
-        config = Config(config_dict=tiny_config("MuSiC", data_path=content("t"), **{**KEYS, **keys}))
+        config = Config(config_dict=tiny_config("MuSiC", **{"data_path": content("t"), **KEYS, **keys}))
         train = prepare_parts(config).train
         torch.manual_seed(3)
         model = config.model_class(config, train).train()
@@ -107,6 +107,17 @@ def test_no_gradient_of_the_diffusion_reaches_x0(build):
     model.side_loss(batch_of(config, train, "side_users")[0]).backward()
     moved = {name for name, value in model.named_parameters() if value.grad is not None and value.grad.any()}
     assert moved and all(name.startswith("denoiser") for name in moved)
+
+
+def test_users_without_a_target_profile_do_not_teach_the_diffusion(build, content):
+    """Their x_0 would be the features of nothing."""
+    model, config, train = build(data_path=content("few"), modalities=["image"], use_ids=False)
+    users = train.users_with_rows()
+    known = model.domains["target"].profiles("image", users)[1]
+    assert known.any() and not known.all()
+    found = model.denoising_loss(users, None).item()
+    assert found == pytest.approx(ByHand(model, config).side_loss(users[known].tolist()), rel=1e-4)
+    assert model.denoising_loss(users[~known], None).item() == 0
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])

@@ -144,7 +144,7 @@ def music_error(planted, count):
     model.fit_profiles()
     with torch.enable_grad():
         train_on(model, model.denoiser.parameters(),
-                 lambda user: model.diffusion_loss(user, model.user_features("source", user)),
+                 lambda user: model.denoising_loss(user, model.user_features("source", user)),
                  model.overlap_users, 600, 0.005)
     truth = drawn_features(planted, model, means_of(planted, train, cold), 300).mean(0)
     return relative_error(model.user_vectors(cold), truth)
@@ -183,7 +183,7 @@ def after_side_users(planted, seed, side_steps, transfer_steps):
         train_on(model, model.denoiser.parameters(),
                  lambda user: model.side_loss(Interaction({"user_id": user})), side, side_steps, 0.003, 256)
         train_on(model, model.denoiser.parameters(),
-                 lambda user: model.diffusion_loss(user, model.user_features("source", user)),
+                 lambda user: model.denoising_loss(user, model.user_features("source", user)),
                  few, transfer_steps, 0.001, falling=False)
     drawn = drawn_features(planted, model, means_of(planted, train, cold), 60)
     mean = model.user_vectors(cold)
