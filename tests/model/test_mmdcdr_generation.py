@@ -174,7 +174,8 @@ def test_items_without_a_training_row_do_not_turn_the_axes(make_tiny_pair, tiny_
         parts = prepare_parts(config)
         model = config.model_class(config, parts.train)
         everybody = torch.arange(parts.train.user_num)
-        return parts.train, [table for domain in model.domains.values() for table in
+        domains = [model.domains[name] for name in ("target", "source")]
+        return parts.train, [table for domain in domains for table in
                              (domain.items("text")[0], domain.profiles("text", everybody)[0])]
 
     train, before = features_and_profiles()
