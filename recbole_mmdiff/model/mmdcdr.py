@@ -74,8 +74,7 @@ class MMDCDR(ProfileRecommender):
           since the noise has unit scale; the mean of the samples in place of one
           (``sampling_noise: False`` starts the solver at zero, which is the mean of all samples
           where they are Gaussian; or ``num_samples``); fewer principal axes and smaller networks. The
-          contrastive loss is off by default: it makes the
-          rating error larger on the data we have.
+          contrastive loss is off by default: it gained nothing on the data we have.
         - Noise is drawn by (seed, epoch, user), so that it does not depend on the batch; a batch is
           one of users with all their ratings. The best epoch is chosen on validation users.
         - Under mixed precision the solver stays in float32.
