@@ -177,7 +177,7 @@ def test_the_base_is_frozen_while_the_meta_network_trains(tiny_config, tmp_path)
 
 def test_the_decay_is_the_meta_networks_alone(make):
     stages = make(meta_weight_decay=0.5)[0].stages()
-    assert [stage.weight_decay for stage in stages] == [None, None, 0.5]
+    assert [stage.weight_decay for stage in stages] == [0.0, 0.0, 0.5]
 
 
 @pytest.mark.parametrize("key", ["history_length", "meta_size"])
