@@ -55,10 +55,13 @@ class StageLoader(AbstractDataLoader):
         self.epoch = epoch
 
     def __iter__(self):
-        generator = torch.Generator().manual_seed(fold_in(self.seed, self.epoch))
-        order = torch.randperm(self.sample_size, generator=generator)
-        for index in order.split(self.rows_per_batch):
+        for index in self._permutation(self.sample_size).split(self.rows_per_batch):
             yield self.collate_fn(index)
+
+    def _permutation(self, count: int, *purpose: int) -> torch.Tensor:
+        """(count,): the epoch's order of so many things."""
+        generator = torch.Generator().manual_seed(fold_in(self.seed, self.epoch, *purpose))
+        return torch.randperm(count, generator=generator)
 
     def __len__(self):
         return -(-self.sample_size // self.rows_per_batch)
@@ -97,8 +100,7 @@ class UserRowsLoader(StageLoader):
         self.starts = self.counts.cumsum(0) - self.counts
 
     def __iter__(self):
-        generator = torch.Generator().manual_seed(fold_in(self.seed, self.epoch))
-        for users in torch.randperm(len(self.counts), generator=generator).split(self.rows_per_batch):
+        for users in self._permutation(len(self.counts)).split(self.rows_per_batch):
             counts = self.counts[users]
             shifts = self.starts[users] - (counts.cumsum(0) - counts)
             places = torch.arange(int(counts.sum())) + shifts.repeat_interleave(counts)
@@ -142,9 +144,7 @@ class BothDomainsLoader(StageLoader):
         """The epoch's samples of a domain of ``count`` rows: sample s is row s % count."""
         rounds = []
         for again in range(-(-self.sample_size // count)):
-            generator = torch.Generator().manual_seed(
-                fold_in(self.seed, self.epoch, number, again))
-            rounds.append(torch.randperm(count, generator=generator) + again * count)
+            rounds.append(self._permutation(count, number, again) + again * count)
         return torch.cat(rounds)[:self.sample_size]
 
     def collate_fn(self, samples):

@@ -7,6 +7,7 @@ from recbole.data.dataset import Dataset
 from torch import Tensor
 
 from recbole_mmdiff.data.features import FeatureFile
+from recbole_mmdiff.data.ids import ids_with_rows
 from recbole_mmdiff.errors import ConfigError, DataError
 
 
@@ -34,13 +35,6 @@ def item_modalities(dataset: Dataset, names: Sequence[str],
             ``error``.
     """
     return _modalities(dataset, names, policy, dataset.iid_field, "item")
-
-
-def ids_with_rows(dataset: Dataset, field: str) -> Tensor:
-    """(ids,) bool: which users or items (``field``) stand in an interaction of a part."""
-    mask = torch.zeros(dataset.num(field), dtype=torch.bool)
-    mask[dataset.inter_feat[field]] = True
-    return mask
 
 
 def user_modalities(dataset: Dataset, names: Sequence[str],

@@ -9,6 +9,7 @@ from recbole.utils import InputType, ModelType
 from torch import Tensor, nn
 from torch.nn import functional
 
+from recbole_mmdiff.data.ids import id_mask
 from recbole_mmdiff.errors import ConfigError, DataError
 
 
@@ -187,19 +188,12 @@ class OffsetRecommender(StagedRecommender):
         raise NotImplementedError
 
 
-def user_mask(users: Tensor, count: int) -> Tensor:
-    """(count,) bool: which of the ids below ``count`` are among users (n,)."""
-    mask = torch.zeros(count, dtype=torch.bool)
-    mask[users[users < count]] = True
-    return mask
-
-
 def finetuned_users(dataset) -> Tensor:
     """(users,): whether a user has target rows that are set aside for fine-tuning."""
     finetune = getattr(dataset, "finetune", None)
     users = torch.zeros(0, dtype=torch.int64) if finetune is None \
         else finetune.inter_feat[finetune.uid_field]
-    return user_mask(users, dataset.user_num)
+    return id_mask(users, dataset.user_num)
 
 
 def overlap_training_users(dataset, model: str) -> Tensor:

@@ -28,19 +28,16 @@ class Bias(StagedRecommender):
         source = getattr(dataset, "source", None)
         domains = [(dataset, self.RATING)] + ([(source, self.RATING)] if source else [])
         users = max(domain.user_num for domain, _ in domains)
-        total, count = torch.zeros(users, dtype=torch.float64), torch.zeros(users)
+        rows = []
         for domain, field in reversed(domains):
             mean, item_bias, residual = shrunken_item_biases(domain, field, config["item_damping"])
-            user = domain.inter_feat[domain.uid_field]
-            total.index_add_(0, user, residual)
-            count.index_add_(0, user, torch.ones(len(user)))
+            rows.append((domain.inter_feat[domain.uid_field], residual))
         finetune = getattr(dataset, "finetune", None)
         if finetune is not None and self.finetune_epochs:
             user, item = (finetune.inter_feat[f] for f in (dataset.uid_field, dataset.iid_field))
-            residual = finetune.inter_feat[self.RATING].double() - mean - item_bias[item]
-            total.index_add_(0, user, residual)
-            count.index_add_(0, user, torch.ones(len(user)))
-        user_bias = total / (count + config["user_damping"]).clamp(min=1e-9)
+            rows.append((user, finetune.inter_feat[self.RATING].double() - mean - item_bias[item]))
+        everything = (torch.cat(parts) for parts in zip(*rows, strict=True))
+        user_bias = shrunken_means(*everything, users, config["user_damping"])
         self.register_buffer("mean", mean.float())
         self.register_buffer("item_bias", item_bias.float())
         self.register_buffer("user_bias", user_bias[:dataset.user_num].float())
@@ -77,8 +74,12 @@ def shrunken_item_biases(domain, field: str, damping: float) -> tuple[Tensor, Te
     rating = domain.inter_feat[field].double()
     item = domain.inter_feat[domain.iid_field]
     mean = rating.mean()
-    total = torch.zeros(domain.item_num, dtype=torch.float64)
-    total.index_add_(0, item, rating - mean)
-    count = torch.bincount(item, minlength=domain.item_num)
-    bias = total / (count + damping).clamp(min=1e-9)
+    bias = shrunken_means(item, rating - mean, domain.item_num, damping)
     return mean, bias, rating - mean - bias[item]
+
+
+def shrunken_means(ids: Tensor, values: Tensor, count: int, damping: float) -> Tensor:
+    """(count,) float64: the mean of the values (n,) of each id (n,) and ``damping`` zeros; 0 without a
+    value."""
+    total = torch.zeros(count, dtype=torch.float64).index_add_(0, ids, values)
+    return total / (torch.bincount(ids, minlength=count) + damping).clamp(min=1e-9)

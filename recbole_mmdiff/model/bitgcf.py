@@ -9,9 +9,10 @@ from recbole_mmdiff.errors import ConfigError, one_of
 from recbole_mmdiff.graph import bipartite_adjacency, propagate
 from recbole_mmdiff.model.base import FinetunedOffset, Stage, take
 from recbole_mmdiff.model.dual import DOMAINS, DualRankingRecommender, ranking_cross_entropy
+from recbole_mmdiff.model.forgetful import Forgetful
 
 
-class BiTGCF(DualRankingRecommender):
+class BiTGCF(Forgetful, DualRankingRecommender):
     """A graph of users and items in each domain; linked users are mixed after every layer.
 
     Feature propagation in each domain, without weights and activation: with A the normalised
@@ -58,15 +59,14 @@ class BiTGCF(DualRankingRecommender):
         width = config["embedding_size"] * (self.num_layers + 1 if self.layers == "concat" else 1)
         self.user_offset = FinetunedOffset(dataset, width)
         self._propagated: dict[str, tuple[Tensor, Tensor]] = {}
-        self.register_load_state_dict_post_hook(_forget_propagated)
 
-    def _apply(self, fn, recurse=True):
-        self._propagated.clear()     # Moved or cast weights: what was computed from them is stale.
-        return super()._apply(fn, recurse)
+    def forget(self) -> None:
+        """Vectors are propagated anew."""
+        self._propagated.clear()
 
     def train(self, mode: bool = True):
         """Training will change the weights, so that what was propagated is dropped."""
-        self._propagated.clear()
+        self.forget()
         return super().train(mode)
 
     def finetuning_stage(self) -> Stage:
@@ -168,8 +168,3 @@ class BiTGCF(DualRankingRecommender):
     def item_offset(self, item: Tensor) -> Tensor:
         """(b,): 0."""
         return torch.zeros(len(item), device=item.device)
-
-
-def _forget_propagated(model: BiTGCF, _keys) -> None:
-    """Other weights were loaded: what was computed from the old ones is stale."""
-    model._propagated.clear()

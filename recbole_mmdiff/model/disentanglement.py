@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from recbole_mmdiff.data.ids import id_mask
 from recbole_mmdiff.diffusion import keyed_uniform
 from recbole_mmdiff.graph import mean_of_items
 
@@ -76,9 +77,8 @@ class Modality(nn.Module):
     def __init__(self, features: Tensor, present: Tensor, users: Tensor, items: Tensor,
                  num_users: int, size: int):
         super().__init__()
-        seen = torch.zeros_like(present)
-        seen[items] = True
-        features, rows = standardized(features, present, seen), present[items]
+        features = standardized(features, present, id_mask(items, len(features)))
+        rows = present[items]
         mean = mean_of_items(users[rows], items[rows], num_users, len(features))
         known = torch.bincount(users[rows], minlength=num_users) > 0
         for name, value in (("item", features), ("item_present", present[:, None]),

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from recbole_mmdiff.data.features import FeatureFile, find_modalities
-from recbole_mmdiff.data.modalities import ids_with_rows, item_modalities, user_modalities
+from recbole_mmdiff.data.ids import ids_with_rows
+from recbole_mmdiff.data.modalities import item_modalities, user_modalities
 from recbole_mmdiff.errors import ConfigError
 
 BLOCK = 16384   # rows in float64 at once
@@ -33,7 +34,6 @@ def shared_modalities(dataset, names: list[str] | None) -> list[str]:
     Args:
         dataset: a cross-domain data set.
         names: the key ``modalities``.
-
     """
     if names is not None:
         return list(names)
@@ -63,10 +63,10 @@ def shared_item_features(dataset, names: list[str], policy: str,
     domains = {"target": dataset, "source": dataset.source}
     found = {name: _known(item_modalities(domain, names, policy), policy)
              for name, domain in domains.items()}
-    seen = {name: ids_with_rows(domain, domain.iid_field) for name, domain in domains.items()}
     if not size:
         return found
     _check_sizes(found)
+    seen = {name: ids_with_rows(domain, domain.iid_field) for name, domain in domains.items()}
     return _reduced(found, seen, size)
 
 
@@ -83,9 +83,11 @@ def shared_user_features(dataset, names: list[str], size: int) -> dict[str, dict
     found = {name: {modality: Features(part.values[:dataset.user_num], part.known[:dataset.user_num])
                     for modality, part in _known(user_modalities(domain, names), "drop_item").items()}
              for name, domain in domains.items()}
+    if not size:
+        return found
     seen = {name: ids_with_rows(domain, domain.uid_field)[:dataset.user_num]
             for name, domain in domains.items()}
-    return _reduced(found, seen, size) if size else found
+    return _reduced(found, seen, size)
 
 
 def _known(modalities: dict[str, tuple[Tensor, Tensor]], policy: str) -> dict[str, Features]:

@@ -6,21 +6,22 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from recbole_mmdiff.data.ids import id_mask
 from recbole_mmdiff.model.base import (
     Stage,
     StagedRecommender,
     finetuned_users,
     overlap_training_users,
-    user_mask,
 )
 from recbole_mmdiff.model.factorization import (
     Factorization,
     factorization_loss,
     factorization_stages,
 )
+from recbole_mmdiff.model.forgetful import Forgetful
 
 
-class MappingRecommender(StagedRecommender):
+class MappingRecommender(Forgetful, StagedRecommender):
     """Base of models that carry a user's source vector into the target space.
 
     Stage ``source`` and stage ``target`` factorise the two domains apart. A subclass adds the stage
@@ -48,17 +49,16 @@ class MappingRecommender(StagedRecommender):
             self.register_buffer(f"{domain}_scale", torch.ones(self.size))
         self.register_buffer("mean_user", torch.zeros(self.size))
         self.frozen: dict[str, Tensor] = {}
-        self.register_load_state_dict_post_hook(_forget_frozen)
-        trained = user_mask(dataset.users_with_rows(), dataset.user_num)
-        known = user_mask(dataset.source.inter_feat[dataset.source.uid_field], dataset.user_num)
+        trained = id_mask(dataset.users_with_rows(), dataset.user_num)
+        known = id_mask(dataset.source.inter_feat[dataset.source.uid_field], dataset.user_num)
         self.register_buffer("is_transferred", known & ~trained)
         self.register_buffer("is_unknown", ~known & ~trained)
         self.register_buffer("is_finetuned", finetuned_users(dataset))
         self.register_buffer("overlap_users", overlap_training_users(dataset, config["model"]))
 
-    def _apply(self, fn, recurse=True):
-        self.frozen.clear()     # Moved or cast weights: what was computed from them is stale.
-        return super()._apply(fn, recurse)
+    def forget(self) -> None:
+        """The standardised vectors are computed anew."""
+        self.frozen.clear()
 
     def cautions(self, test_users: Tensor) -> list[str]:
         """That nobody of the test users (n,) is transferred."""
@@ -94,7 +94,7 @@ class MappingRecommender(StagedRecommender):
     def freeze_spaces(self) -> None:
         """The start of the transfer stage: centre and scale of both spaces from the overlapping
         training users, and the standardised vectors of all users, which no longer change."""
-        self.frozen.clear()
+        self.forget()
         self.mean_user.copy_(self.target.user_factors(self.overlap_users).mean(0))
         for domain in ("source", "target"):
             if self.standardize:
@@ -144,11 +144,6 @@ class MappingRecommender(StagedRecommender):
     def item_offset(self, item: Tensor) -> Tensor:
         """(b,): 0, or mean rating plus item bias."""
         return self.target.item_offset(item)
-
-
-def _forget_frozen(model: MappingRecommender, _keys) -> None:
-    """Other weights were loaded: what was computed from the old ones is stale."""
-    model.frozen.clear()
 
 
 def perceptron(sizes: list[int], activation: type[nn.Module], bias: bool) -> nn.Sequential:

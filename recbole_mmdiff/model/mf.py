@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from recbole_mmdiff.data.ids import ids_with_rows
 from recbole_mmdiff.errors import one_of
 from recbole_mmdiff.model.base import Stage, StagedRecommender, finetuned_users
 from recbole_mmdiff.model.factorization import Factorization
@@ -35,9 +36,7 @@ class MF(StagedRecommender):
                                            config["biases"], config["init_std"])
         self.untrained_users = one_of("untrained_users", config["untrained_users"],
                                       ("mean", "start"))
-        trained = torch.zeros(dataset.user_num, dtype=torch.bool)
-        trained[dataset.inter_feat[dataset.uid_field]] = True
-        self.register_buffer("is_trained", trained)
+        self.register_buffer("is_trained", ids_with_rows(dataset, dataset.uid_field))
         self.register_buffer("is_finetuned", finetuned_users(dataset))
 
     def stages(self) -> list[Stage]:

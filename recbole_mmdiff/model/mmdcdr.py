@@ -162,15 +162,15 @@ class MMDCDR(ProfileRecommender):
 
     def rating_loss(self, interaction) -> Tensor:
         """L_task + lambda L_cl (Eq. 14) of all target ratings of a batch of users."""
-        users, items = (torch.unique(interaction[field]) for field in (self.USER_ID, self.ITEM_ID))
-        user_side, item_side = self.modal_users(users, True), self.modal_items(items, True)
-        loss = self.task_loss(interaction, self.fused(self.user_fusion, user_side),
+        rated = self.rated(interaction)
+        user_side, item_side = self.modal_users(rated.users, True), self.modal_items(rated.items, True)
+        loss = self.task_loss(rated, self.fused(self.user_fusion, user_side),
                               self.fused(self.item_fusion, item_side))                    # Eq. 13
         if self.contrastive_weight:
             loss = loss + self.contrastive_weight * sum(modality_contrastive_loss(
                 *side, self.temperature) for side in (user_side, item_side))              # Eq. 10
         if self.align_weight:
-            loss = loss + self.align_weight * self._alignment_loss(users, user_side)
+            loss = loss + self.align_weight * self._alignment_loss(rated.users, user_side)
         return loss
 
     def _alignment_loss(self, user: Tensor, generated: Modal) -> Tensor:

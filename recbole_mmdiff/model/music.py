@@ -161,9 +161,9 @@ class MuSiC(ProfileRecommender):
 
     def feature_loss(self, interaction) -> Tensor:
         """L_rating (Eq. 12) with f_u of the users' own target profiles."""
-        users, items = (torch.unique(interaction[field]) for field in (self.USER_ID, self.ITEM_ID))
-        return self.task_loss(interaction, self.user_features("target", users, learning=True),
-                              self.item_vectors(items, learning=True))
+        rated = self.rated(interaction)
+        return self.task_loss(rated, self.user_features("target", rated.users, learning=True),
+                              self.item_vectors(rated.items, learning=True))
 
     def side_loss(self, interaction) -> Tensor:
         """L_dm_us (Eq. 11) of a batch of side users."""
@@ -189,9 +189,9 @@ class MuSiC(ProfileRecommender):
 
     def rating_loss(self, interaction) -> Tensor:
         """L_rating (Eq. 12) with generated f_u."""
-        users, items = (torch.unique(interaction[field]) for field in (self.USER_ID, self.ITEM_ID))
-        return self.task_loss(interaction, self.user_vectors(users, learning=True),
-                              self.item_vectors(items, learning=True))
+        rated = self.rated(interaction)
+        return self.task_loss(rated, self.user_vectors(rated.users, learning=True),
+                              self.item_vectors(rated.items, learning=True))
 
     def denoising_loss(self, user: Tensor, condition: Tensor | None) -> Tensor:
         """L_dm (Eq. 10) of users (b,) under conditions (b, d), or None (Eq. 11); users without any
@@ -215,7 +215,7 @@ class MuSiC(ProfileRecommender):
         """(b, d): f_u of users (b,) in a domain (section 3.2)."""
         domain = self.domains[name]
         profiles = torch.cat([domain.profiles(modality, user)[0] for modality in domain.profile_sizes], -1)
-        extractor = self.user_extractors[0 if name == "target" else -1]
+        extractor = self.user_extractors[0 if name == "target" else -1]     # Shared: there is one.
         return extractor(profiles, user, self._seed(_USER_DROP) if learning else None)
 
     def item_vectors(self, item: Tensor, learning: bool = False) -> Tensor:

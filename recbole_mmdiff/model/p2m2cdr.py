@@ -4,16 +4,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from recbole_mmdiff.data.ids import id_mask
 from recbole_mmdiff.data.modalities import item_modalities
 from recbole_mmdiff.diffusion import fold_in, keyed_uniform
 from recbole_mmdiff.errors import share
-from recbole_mmdiff.model.base import (
-    FinetunedOffset,
-    OffsetRecommender,
-    Stage,
-    take,
-    user_mask,
-)
+from recbole_mmdiff.model.base import FinetunedOffset, OffsetRecommender, Stage, take
 from recbole_mmdiff.model.disentanglement import (
     DomainEncoder,
     Parts,
@@ -88,7 +83,7 @@ class P2M2CDR(OffsetRecommender):
         nn.init.zeros_(self.decoder.bias)
         source_users = dataset.source.inter_feat[dataset.source.uid_field]
         for name, users in (("source", source_users), ("target", dataset.users_with_rows())):
-            self.register_buffer(f"in_{name}", user_mask(users, dataset.user_num))
+            self.register_buffer(f"in_{name}", id_mask(users, dataset.user_num))
 
     def stages(self) -> list[Stage]:
         """One stage over the ratings of both domains."""

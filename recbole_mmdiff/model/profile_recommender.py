@@ -1,11 +1,13 @@
 """What MMDCDR and MuSiC share: profiles of both domains, a rating head, and who is scored by what."""
 
 import logging
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from recbole_mmdiff.data.ids import id_mask
 from recbole_mmdiff.diffusion import fold_in, keyed_uniform, linear_schedule
 from recbole_mmdiff.errors import ConfigError, at_least, in_words_of, one_of, share
 from recbole_mmdiff.model.base import (
@@ -14,7 +16,6 @@ from recbole_mmdiff.model.base import (
     Stage,
     overlap_training_users,
     take,
-    user_mask,
 )
 from recbole_mmdiff.model.factorization import Factorization, factorization_stages
 from recbole_mmdiff.model.feature_space import (
@@ -23,6 +24,7 @@ from recbole_mmdiff.model.feature_space import (
     shared_modalities,
     shared_user_features,
 )
+from recbole_mmdiff.model.forgetful import Forgetful
 from recbole_mmdiff.model.profiles import IDS, DomainProfiles, rating_statistics
 from recbole_mmdiff.model.rating_head import RatingHead
 from recbole_mmdiff.model.row_cache import RowCache
@@ -32,7 +34,18 @@ ID_PROFILES = ("vector", "mean", "both")
 RATING_USERS = ("overlapping", "all_target")
 
 
-class ProfileRecommender(OffsetRecommender):
+class Rated(NamedTuple):
+    """A batch of n ratings: distinct users (u,) and items (i,) in order of id, the places (n,) of each
+    row's among them, and the ratings (n,)."""
+
+    users: Tensor
+    user_place: Tensor
+    items: Tensor
+    item_place: Tensor
+    rating: Tensor
+
+
+class ProfileRecommender(Forgetful, OffsetRecommender):
     """Base of models that generate the target vector of a user from the source profile.
 
     A subclass implements ``user_vectors`` and ``item_vectors`` of length ``size``, which meet in the
@@ -63,12 +76,11 @@ class ProfileRecommender(OffsetRecommender):
         self.user_offset = FinetunedOffset(dataset, size + config["biases"])
         self.register_buffer("overlap_users", overlap_training_users(dataset, config["model"]))
         source_users = dataset.source.inter_feat[dataset.source.uid_field]
-        self.register_buffer("in_source", user_mask(source_users, dataset.user_num))
+        self.register_buffer("in_source", id_mask(source_users, dataset.user_num))
         chunk = config["sampling_batch_size"]
         # Methods, not lambdas: a copy of the model computes its own rows.
         self.user_rows = RowCache(self._user_rows, dataset.user_num, chunk)
         self.item_rows = RowCache(self._item_rows, dataset.item_num, chunk)
-        self.register_load_state_dict_post_hook(_forget_rows)
 
     def _domains(self, config, dataset) -> dict[str, DomainProfiles]:
         for key in ("modalities", "user_modalities"):
@@ -118,7 +130,7 @@ class ProfileRecommender(OffsetRecommender):
     def fit_profiles(self) -> None:
         """The start of a stage after the factorisations: profiles, which no longer change, centred and
         scaled by those of the overlapping training users."""
-        self.forget_rows()
+        self.forget()
         for domain in self.domains.values():
             domain.forget()
             if self.standardize:
@@ -129,20 +141,20 @@ class ProfileRecommender(OffsetRecommender):
         """What a stage that learns ratings iterates."""
         return "target" if self.rating_users == "all_target" else "overlap_ratings"
 
-    def task_loss(self, interaction, user_vectors: Tensor, item_vectors: Tensor) -> Tensor:
-        """Squared error of a batch of target ratings.
+    def rated(self, interaction) -> Rated:
+        """The distinct users and items of a batch of ratings."""
+        return Rated(*torch.unique(interaction[self.USER_ID], return_inverse=True),
+                     *torch.unique(interaction[self.ITEM_ID], return_inverse=True),
+                     interaction[self.RATING])
 
-        Args:
-            interaction: n rows.
-            user_vectors, item_vectors: z (u, k) and v (i, k) of their distinct users and items, in
-                order of id.
-        """
-        user_place, item_place = (torch.unique(interaction[field], return_inverse=True)[1]
-                                  for field in (self.USER_ID, self.ITEM_ID))
+    def task_loss(self, rated: Rated, user_vectors: Tensor, item_vectors: Tensor) -> Tensor:
+        """Squared error of a batch of target ratings; z (u, k) and v (i, k) of its distinct users and
+        items."""
         users, items = self.head.user_factors(user_vectors), self.head.item_factors(item_vectors)
-        scores = (take(users, user_place) * take(items, item_place)).sum(-1) + self.head.item_offset(
-            interaction[self.ITEM_ID], ~self.as_cold(interaction[self.ITEM_ID]))
-        return functional.mse_loss(scores.float(), interaction[self.RATING])
+        offset = self.head.item_offset(rated.items, ~self.as_cold(rated.items))
+        scores = (take(users, rated.user_place) * take(items, rated.item_place)).sum(-1)
+        scores = scores + take(offset[:, None], rated.item_place).squeeze(-1)
+        return functional.mse_loss(scores.float(), rated.rating)
 
     def network_time(self, step: float | Tensor) -> float | Tensor:
         """What a noise network sees of step t in 1 .. T: from 0, on the scale of 1,000 steps."""
@@ -205,18 +217,14 @@ class ProfileRecommender(OffsetRecommender):
 
     # ---- what was computed from weights is forgotten with them -----------------------------------
 
-    def forget_rows(self) -> None:
+    def forget(self) -> None:
         """Users and items are computed anew: weights have changed."""
         self.user_rows.clear()
         self.item_rows.clear()
 
     def train(self, mode: bool = True):
-        self.forget_rows()
+        self.forget()
         return super().train(mode)
-
-    def _apply(self, fn, recurse=True):
-        self.forget_rows()
-        return super()._apply(fn, recurse)
 
 
 def _check_values(config) -> None:
@@ -233,7 +241,3 @@ def _check_names(key: str, names) -> None:
     if names is not None and (not isinstance(names, (list, tuple))
                               or not all(isinstance(name, str) for name in names)):
         raise ConfigError(f"{key}: {names!r} is no list of names, write for instance [text, image]")
-
-
-def _forget_rows(model: ProfileRecommender, _keys) -> None:
-    model.forget_rows()

@@ -3,15 +3,17 @@
 import torch
 from torch import Tensor, nn
 
+from recbole_mmdiff.data.ids import ids_with_rows
 from recbole_mmdiff.graph import mean_of_items
-from recbole_mmdiff.model.bias import shrunken_item_biases
+from recbole_mmdiff.model.bias import shrunken_item_biases, shrunken_means
 from recbole_mmdiff.model.factorization import Factorization
 from recbole_mmdiff.model.feature_space import Features
+from recbole_mmdiff.model.forgetful import Forgetful
 
 IDS = "id"      # the modality of the base factorisation
 
 
-class DomainProfiles(nn.Module):
+class DomainProfiles(Forgetful, nn.Module):
     """The item features of one domain, and the profiles of its users.
 
     A profile is a row for each modality: the mean of the features of the items that the user has
@@ -39,14 +41,12 @@ class DomainProfiles(nn.Module):
         self.content, self.own = list(items), list(own)
         user, item = (dataset.inter_feat[f] for f in (dataset.uid_field, dataset.iid_field))
         kept = user < num_users
-        constants = {"rows_user": user[kept], "rows_item": item[kept], "statistics": statistics}
+        constants = {"rows_user": user[kept], "rows_item": item[kept], "statistics": statistics,
+                     "item_seen": ids_with_rows(dataset, dataset.iid_field)}
         for kind, features in (("item", items), ("user", own)):
             for number, found in enumerate(features.values()):
                 constants |= {f"{kind}_values_{number}": found.values,
                               f"{kind}_known_{number}": found.known}
-        seen = torch.zeros(dataset.item_num, dtype=torch.bool)
-        seen[item] = True
-        constants["item_seen"] = seen
         for name, value in constants.items():
             self.register_buffer(name, value, persistent=False)
         for number, size in enumerate(self.profile_sizes.values()):
@@ -54,11 +54,6 @@ class DomainProfiles(nn.Module):
             self.register_buffer(f"scale_{number}", torch.ones(size))
         self.tables: dict[str, tuple[Tensor, Tensor]] = {}
         self.item_vectors: Tensor | None = None
-        self.register_load_state_dict_post_hook(_forget_tables)
-
-    def _apply(self, fn, recurse=True):
-        self.forget()     # Moved or cast weights: what was computed from them is stale.
-        return super()._apply(fn, recurse)
 
     def forget(self) -> None:
         """Tables are computed anew: what they follow from has changed."""
@@ -141,13 +136,13 @@ class DomainProfiles(nn.Module):
         rows = known[self.rows_item]
         user, item = self.rows_user[rows], self.rows_item[rows]
         has = torch.bincount(user, minlength=self.num_users) > 0
-        parts = [self.statistics]
-        if name != IDS or self.id_profile != "vector":
-            parts.insert(0, mean_of_items(user, item, self.num_users, len(features)) @ features)
+        parts = []
         if name == IDS and self.id_profile != "mean":
             everybody = torch.arange(self.num_users, device=features.device)
-            parts.insert(0, self.factorization.user_factors(everybody).detach())
-        return torch.cat(parts, 1), has
+            parts.append(self.factorization.user_factors(everybody).detach())
+        if name != IDS or self.id_profile != "vector":
+            parts.append(mean_of_items(user, item, self.num_users, len(features)) @ features)
+        return torch.cat([*parts, self.statistics], 1), has
 
 
 def rating_statistics(dataset, rating_field: str, num_users: int, item_damping: float,
@@ -157,12 +152,6 @@ def rating_statistics(dataset, rating_field: str, num_users: int, item_damping: 
     user = dataset.inter_feat[dataset.uid_field]
     residual = shrunken_item_biases(dataset, rating_field, item_damping)[2]
     size = max(num_users, dataset.user_num)
-    total = torch.zeros(size, dtype=torch.float64).index_add_(0, user, residual)
     count = torch.bincount(user, minlength=size).double()
-    mean = total / (count + user_damping).clamp(min=1e-9)
+    mean = shrunken_means(user, residual, size, user_damping)
     return torch.stack([count.log1p(), mean], 1)[:num_users].float()
-
-
-def _forget_tables(domain: DomainProfiles, _keys) -> None:
-    """Other weights were loaded: what was computed from the old ones is stale."""
-    domain.forget()

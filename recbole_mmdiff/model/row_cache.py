@@ -30,12 +30,16 @@ class RowCache:
         if self.known is None:
             self.known = torch.zeros(self.count, dtype=torch.bool, device=ids.device)
         missing = torch.unique(ids[~self.known[ids]])
-        # The split of nothing is one empty part: of use only to learn how wide the table is.
-        for part in missing.split(self.chunk) if len(missing) or self.table is None else ():
-            with torch.autocast(ids.device.type, enabled=False):     # Whoever asks first: one type.
-                rows = self.compute(part)
-            if self.table is None:
-                self.table = rows.new_zeros(self.count, rows.shape[1])
-            self.table[part] = rows
-            self.known[part] = True
+        # The split of nothing is one empty part, which tells how wide the table is.
+        if len(missing) or self.table is None:
+            for part in missing.split(self.chunk):
+                self._fill(part)
         return self.table[ids]
+
+    def _fill(self, ids: Tensor) -> None:
+        with torch.autocast(ids.device.type, enabled=False):     # Whoever asks first: one type.
+            rows = self.compute(ids)
+        if self.table is None:
+            self.table = rows.new_zeros(self.count, rows.shape[1])
+        self.table[ids] = rows
+        self.known[ids] = True

@@ -73,9 +73,9 @@ def test_users_do_not_depend_on_their_batch(keys, built_mmdcdr):
     vectors = together.user_factors(users)
     torch.testing.assert_close(alone.user_factors(users), vectors, rtol=1e-4, atol=1e-5)
     order = torch.randperm(len(users), generator=torch.Generator().manual_seed(1))
-    together.forget_rows()
+    together.forget()
     torch.testing.assert_close(together.user_factors(order), vectors[order], rtol=1e-4, atol=1e-5)
-    together.forget_rows()
+    together.forget()
     some = together.user_factors(torch.tensor([7, 7, 3]))
     torch.testing.assert_close(some, vectors[[7, 7, 3]], rtol=1e-4, atol=1e-5)
 

@@ -29,6 +29,9 @@ class Domain:
     uid_field: str = "user_id"
     iid_field: str = "item_id"
 
+    def num(self, field):
+        return {"user_id": self.user_num, "item_id": self.item_num}[field]
+
     @property
     def inter_feat(self):
         return {"user_id": torch.tensor(self.user), "item_id": torch.tensor(self.item),
