@@ -65,3 +65,55 @@ def test_propagation_and_its_gradient(edges):
     torch.testing.assert_close(propagate(mean, items, transposed), mean.to_dense() @ items)
     assert torch.autograd.gradcheck(lambda x: propagate(adjacency, x), nodes)
     assert torch.autograd.gradcheck(lambda x: propagate(mean, x, transposed), items)
+
+
+# ---- weights, self loops, random walk ------------------------------------------------------------
+
+
+def random_pairs():
+    generator = torch.Generator().manual_seed(4)
+    return torch.randint(40, (500,), generator=generator), torch.randint(30, (500,), generator=generator)
+
+
+def test_the_plain_adjacency_keeps_its_bits():
+    """1 / sqrt of the integer product of the degrees, rounded to float32 once."""
+    users, items = random_pairs()
+    pairs = sorted({(user, item) for user, item in zip(users.tolist(), items.tolist(), strict=True)})
+    users_of, items_of = (torch.tensor(side) for side in zip(*pairs, strict=True))
+    degrees = users_of.bincount()[users_of] * items_of.bincount()[items_of]
+    expected = torch.zeros(70, 70)
+    expected[users_of, items_of + 40] = expected[items_of + 40, users_of] = degrees.float().rsqrt()
+    assert torch.equal(bipartite_adjacency(users, items, 40, 30).to_dense(), expected)
+
+
+@pytest.mark.parametrize("kind", ["symmetric", "random_walk"])
+@pytest.mark.parametrize("self_loops", [False, True], ids=["plain", "loops"])
+@pytest.mark.parametrize("weighted", [False, True], ids=["ones", "weights"])
+def test_adjacency_of_every_kind(edges, kind, self_loops, weighted):
+    weights = torch.arange(1, len(PAIRS) + 1).double() / 4 if weighted else None
+    table = np.zeros((USERS + ITEMS, USERS + ITEMS))
+    for place, (user, item) in enumerate(PAIRS):
+        # The weights of a pair that stands there twice add up; without weights it counts once.
+        value = table[user, USERS + item] + float(weights[place]) if weighted else 1.0
+        table[user, USERS + item] = table[USERS + item, user] = value
+    table += np.eye(len(table)) * self_loops
+    inverse = 1 / np.where(table.sum(1) > 0, table.sum(1), np.inf)
+    expected = np.diag(inverse) @ table if kind == "random_walk" \
+        else np.diag(np.sqrt(inverse)) @ table @ np.diag(np.sqrt(inverse))
+    found = bipartite_adjacency(*edges, USERS, ITEMS, weights, self_loops, kind)
+    assert found.dtype == (torch.float64 if weighted else torch.float32)
+    np.testing.assert_allclose(found.to_dense(), expected, rtol=1e-6)
+    if kind == "random_walk" and self_loops:
+        np.testing.assert_allclose(found.to_dense().sum(1), 1, rtol=1e-6)
+
+
+def test_half_weights_are_summed_in_float32(edges):
+    found = bipartite_adjacency(*edges, USERS, ITEMS, torch.ones(len(PAIRS)).half())
+    assert found.dtype == torch.float32
+
+
+def test_errors_of_the_adjacency(edges):
+    with pytest.raises(ValueError, match=r"weights has the shape \(2,\); accepted: \(7,\), one an"):
+        bipartite_adjacency(*edges, USERS, ITEMS, torch.ones(2))
+    with pytest.raises(ValueError, match="kind: 'left' is not known"):
+        bipartite_adjacency(*edges, USERS, ITEMS, kind="left")

@@ -1,0 +1,31 @@
+"""CSR matrices out of entries, and their transposes."""
+
+import warnings
+
+import torch
+from torch import Tensor
+
+
+def sparse_matrix(rows: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
+    """A CSR matrix out of distinct entries.
+
+    Args:
+        rows, columns: (n,) int64, no pair twice.
+        values: (n,) float.
+        shape: of the matrix.
+    """
+    order = torch.argsort(rows * shape[1] + columns)
+    starts = torch.zeros(shape[0] + 1, dtype=torch.int64, device=rows.device)
+    starts[1:] = torch.bincount(rows, minlength=shape[0]).cumsum(0)
+    with warnings.catch_warnings():
+        # torch calls CSR a beta; a user can do nothing about it.
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+        return torch.sparse_csr_tensor(starts, columns[order], values[order], shape,
+                                       check_invariants=True)
+
+
+def transpose(matrix: Tensor) -> Tensor:
+    """The transpose (m, n) of a CSR matrix (n, m), again as CSR."""
+    counts = matrix.crow_indices().diff()
+    rows = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
+    return sparse_matrix(matrix.col_indices(), rows, matrix.values(), (matrix.shape[1], matrix.shape[0]))
