@@ -6,6 +6,8 @@ Plain torch and numpy; usable alone::
 """
 
 from recbole_mmdiff.diffusion.affine import AffineMap, collapse, sample
+from recbole_mmdiff.diffusion.attention import StaticTokens, TokenAttention
+from recbole_mmdiff.diffusion.conv_unet import ConvUNet
 from recbole_mmdiff.diffusion.denoisers import (
     ACTIVATIONS,
     AffineParameters,
@@ -57,12 +59,15 @@ __all__ = [
     "ACTIVATIONS",
     "AffineMap",
     "AffineParameters",
+    "ConvUNet",
     "CosineVPSchedule",
     "DiscreteSchedule",
     "MLPDenoiser",
     "NoiseSchedule",
     "Plan",
     "Stage",
+    "StaticTokens",
+    "TokenAttention",
     "VPSchedule",
     "VectorUNet",
     "antithetic_steps",
