@@ -105,6 +105,9 @@ class Config(RecBoleConfig):
         dataset_defaults = read_defaults(f"dataset/{dataset}.yaml")
         given = merge(dataset_defaults, self.external_config_dict)
         files = ["overall.yaml", f"model/{model}.yaml"]
+        if hasattr(model_class, "backbone_class"):     # A plug-in has its backbone's keys, below its own.
+            backbone = merge(read_defaults(files[1]), given)["backbone"]
+            files.insert(1, f"model/{model_class.backbone_class(backbone).__name__}.yaml")
         if given.get("target_domain"):
             files.insert(1, "cross_domain.yaml")
         layers = [read_defaults(name) for name in files]

@@ -187,9 +187,17 @@ class NegativeItems:
         full = known.counts >= len(self.candidates) - 1
         if full.any():
             user = dataset.field2id_token[dataset.uid_field][int(full.nonzero()[0])]
-            raise DataError(f"train_neg_ratio: user {str(user)!r} has rated every item, so there "
-                            f"is no negative one; set it to 0 or filter such users")
+            remedy = "set train_neg_ratio to 0, or filter" if dataset.config["train_neg_ratio"] else "filter"
+            raise DataError(f"{dataset.dataset_name}: user {str(user)!r} has rated every item, so there is "
+                            f"no negative one; {remedy} such users")
         self.known = known
+
+    def to(self, device: torch.device) -> "NegativeItems":
+        """The same on another device."""
+        if self.candidates.device != device:
+            self.candidates = self.candidates.to(device)
+            self.known.to(device)
+        return self
 
     def draw(self, users: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
         """(b, k) items, one for each uniform number (b, k) of users (b,)."""

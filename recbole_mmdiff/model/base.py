@@ -32,6 +32,8 @@ class Stage:
         keeps_start: whether the weights that it starts from are validated too, and may be the best.
         prepare: called once when the stage starts, also after a resume: must depend on the
             weights of earlier stages only.
+        before_epoch, after_epoch: called with the number of each epoch: before it (also of the
+            first after a resume), and after its last batch, before the validation.
     """
 
     name: str
@@ -47,6 +49,8 @@ class Stage:
     clips: bool = True
     keeps_start: bool = False
     prepare: Callable[[], None] | None = None
+    before_epoch: Callable[[int], None] | None = None
+    after_epoch: Callable[[int], None] | None = None
 
 
 class StagedRecommender(GeneralRecommender):

@@ -22,6 +22,14 @@ MODELS = {
     "P2M2CDR": "recbole_mmdiff.model.p2m2cdr",
     "MMDCDR": "recbole_mmdiff.model.mmdcdr",
     "MuSiC": "recbole_mmdiff.model.music",
+    "FREEDOM": "recbole_mmdiff.model.freedom",
+    "VBPR": "recbole_mmdiff.model.vbpr",
+    "BM3": "recbole_mmdiff.model.bm3",
+    "MMGCN": "recbole_mmdiff.model.mmgcn",
+    "SLMRec": "recbole_mmdiff.model.slmrec",
+    "LATTICE": "recbole_mmdiff.model.lattice",
+    "MCDRec": "recbole_mmdiff.model.mcdrec",
+    "CCDRec": "recbole_mmdiff.model.ccdrec",
 }
 _registered: dict[str, type] = {}
 

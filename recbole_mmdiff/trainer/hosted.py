@@ -49,14 +49,29 @@ def make_trainer(config, model, evaluator, checkpoint: Path | None = None) -> Tr
     """A trainer for ``model``; RecBole's special ones keep their epochs, or their whole ``fit``.
 
     Raises:
-        ConfigError: a model that RecBole trains outside of torch.
+        ConfigError: a model that RecBole trains outside of torch, or a key of our loop with a model that
+            it does not train.
     """
     if config["MODEL_TYPE"] == ModelType.DECISIONTREE:
         raise ConfigError(f"{config['model']}: decision trees are trained by libraries of their "
                           f"own, run them with RecBole itself")
     special = get_trainer(config["MODEL_TYPE"], config["model"])
-    if hasattr(type(model), "stages") or special is Trainer:
+    staged = hasattr(type(model), "stages")
+    base = StagedTrainer if staged or special.fit is Trainer.fit else HostedTrainer
+    _refuse_keys_of_our_loop(config, staged, base)
+    if staged or special is Trainer:
         return StagedTrainer(config, model, evaluator, checkpoint)
-    base = StagedTrainer if special.fit is Trainer.fit else HostedTrainer
     trainer = type(f"{base.__name__}Of{special.__name__}", (base, special), {})
     return trainer(config, model, evaluator, checkpoint)
+
+
+def _refuse_keys_of_our_loop(config, staged: bool, base: type) -> None:
+    """What RecBole's own loops would pass over in silence."""
+    name, sampler = config["model"], config["negative_sampler"]
+    if sampler and base is HostedTrainer:
+        raise ConfigError(f"negative_sampler: {name} is trained by a loop of its own, which draws other "
+                          f"negatives than {sampler!r}; leave it out")
+    if config["mirror_interval"] and not (staged or sampler):
+        raise ConfigError(f"mirror_interval: {name} is trained by RecBole's loop, which has no mirror "
+                          f"gradient; set it to 0, or name a negative_sampler (uniform, say) if it learns "
+                          f"from pairs of a positive and a negative item")

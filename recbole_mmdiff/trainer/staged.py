@@ -15,7 +15,9 @@ from tqdm import tqdm
 from recbole_mmdiff.data.loaders import stage_loader
 from recbole_mmdiff.data.preparation import Parts, train_loader
 from recbole_mmdiff.diffusion.noise import fold_in
+from recbole_mmdiff.errors import at_least
 from recbole_mmdiff.model.base import Stage
+from recbole_mmdiff.model.sampled_pairwise import SampledPairwise
 from recbole_mmdiff.trainer.checkpoint import (
     load_checkpoint,
     other_parameters,
@@ -66,6 +68,11 @@ class StagedTrainer(Trainer):
         self.progress = Progress()
         self.best: dict | None = None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=bool(self.enable_scaler))
+        for key in ("mirror_interval", "mirror_descent", "mirror_ascent"):
+            at_least(key, config[key], 0)
+        self.mirror_interval = config["mirror_interval"]
+        # Stages are trained by us, everything else by RecBole's loader and loop.
+        self.staged = hasattr(model, "stages") or bool(config["negative_sampler"])
         # float16 loses small gradients without a scaler.
         self.half = torch.float16 if self.enable_scaler else torch.bfloat16
 
@@ -99,6 +106,8 @@ class StagedTrainer(Trainer):
     def _declared_stages(self) -> list[Stage]:
         if hasattr(self.model, "stages"):
             return [*self.model.stages(), *self._finetuning_stages()]
+        if self.config["negative_sampler"]:
+            return [SampledPairwise(self.config, self.model, self.parts.train).stage(self.epochs)]
         return [Stage("training", "target", (self.model.calculate_loss,), self.model.parameters(),
                       self.epochs)]
 
@@ -109,7 +118,7 @@ class StagedTrainer(Trainer):
         return [] if stage is None else [stage]
 
     def _loader(self, stage: Stage, seed: int):
-        if hasattr(self.model, "stages"):
+        if self.staged:
             return stage_loader(self.config, self.parts.train, stage.data,
                                 stage.batch_size or self.config["train_batch_size"], seed,
                                 stage.by_user)
@@ -122,7 +131,7 @@ class StagedTrainer(Trainer):
         """Train one stage; ``state`` is the checkpoint to go on from, if it was saved inside it."""
         started = perf_counter() - self.progress.seconds
         seed = fold_in(self.config["seed"], number)
-        if hasattr(self.model, "stages"):
+        if self.staged:
             torch.manual_seed(seed)
         self.model.seed = seed
         loader = self._loader(stage, seed)
@@ -168,7 +177,7 @@ class StagedTrainer(Trainer):
     def _run_epoch(self, stage: Stage, loader) -> None:
         epoch, started = self.progress.epoch, perf_counter()
         self.model.epoch = epoch
-        if hasattr(self.model, "stages"):
+        if self.staged:
             loss = self._train_stage_epoch(stage, loader, epoch)
         else:
             loss = self._train_epoch(loader, epoch, show_progress=self.show_progress)
@@ -190,23 +199,35 @@ class StagedTrainer(Trainer):
         """One pass over a stage's data: the mean of each of its losses."""
         self.model.train()
         loader.set_epoch(epoch)
+        if stage.before_epoch is not None:
+            stage.before_epoch(epoch)
         totals = torch.zeros(len(stage.losses), device=self.device)
         batches = tqdm(loader, desc=f"{stage.name} {epoch}", leave=False, ncols=100,
                        disable=not self.show_progress)
-        for batch in batches:
+        for number, batch in enumerate(batches):
             batch = batch.to(self.device)
+            step = self._mirrored_step if self.mirror_interval and not number % self.mirror_interval \
+                else self._step
             for which, loss_of in enumerate(stage.losses):
-                loss = self._step(loss_of, batch, stage.clips)
-                totals[which] += loss.detach()
+                totals[which] += step(loss_of, batch, stage.clips).detach()
+        if stage.after_epoch is not None:
+            stage.after_epoch(epoch)
         means = (totals / len(loader)).tolist()
         self._check_finite(means, stage, epoch)
         return tuple(means)
 
-    def _step(self, loss_of, batch, clips: bool) -> torch.Tensor:
+    def _mirrored_step(self, loss_of, batch, clips: bool) -> torch.Tensor:
+        """Mirror gradient (Zhong et al., WWW 2024): a step down by alpha_1 times the loss, then one up
+        by alpha_2 times the loss that is found there."""
+        loss = self._step(loss_of, batch, clips, self.config["mirror_descent"])
+        self._step(loss_of, batch, clips, -self.config["mirror_ascent"])
+        return loss
+
+    def _step(self, loss_of, batch, clips: bool, factor: float = 1.0) -> torch.Tensor:
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(self.device.type, self.half, enabled=bool(self.enable_amp)):
             loss = loss_of(batch)
-        self.scaler.scale(loss).backward()
+        self.scaler.scale(factor * loss).backward()
         if self.clip_grad_norm and clips:
             # RecBole clips the scaled gradient; the norm is meant for the true one.
             self.scaler.unscale_(self.optimizer)

@@ -1,0 +1,52 @@
+"""What CCDRec asks of the model that it is plugged into."""
+
+from torch import Tensor
+
+from recbole_mmdiff.model.item_features import ItemFeatures
+from recbole_mmdiff.model.negative_sampling import Representations
+from recbole_mmdiff.model.pairwise import PairwiseRecommender
+
+
+class Backbone(PairwiseRecommender):
+    """Base of multimodal models whose items are joined from two parts.
+
+    One is ``higher_items``, the items' higher-order representation (the paper's h hat, of the item
+    graph in FREEDOM), the other ``collaborative`` (h tilde, of the graph of users and items). CCDRec
+    replaces the first by its fused representation and leaves the rest as it is. A subclass implements
+    both, and ``join`` where it does more than add them.
+
+    Attributes:
+        item_embedding: the table (n_items, d) of the items' start vectors, what CCDRec diffuses.
+        features: with a projection to d of each modality, what it is conditioned on.
+    """
+
+    features: ItemFeatures
+
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        self.user_embedding = self.embedding(self.n_users)
+        self.item_embedding = self.embedding(self.n_items)
+        self.features = ItemFeatures(dataset, config["modalities"], config["modality_policy"],
+                                     self.size, config["train_features"])
+
+    def higher_items(self) -> Tensor:
+        """(n_items, d): the part of the items' vectors that comes of items alone."""
+        raise NotImplementedError
+
+    def collaborative(self, items: Tensor) -> Representations:
+        """Vectors of users and items out of their interactions.
+
+        Args:
+            items: (n_items, d), the start vectors of items: ``item_embedding``'s, or what stands for
+                them.
+        """
+        raise NotImplementedError
+
+    def join(self, collaborative: Representations, higher: Tensor) -> Representations:
+        """The vectors that score, of both parts."""
+        return Representations(collaborative.users, collaborative.items + higher,
+                               tuple(layer + higher for layer in collaborative.layers))
+
+    def representations(self) -> Representations:
+        """The vectors of all users and items, with gradient."""
+        return self.join(self.collaborative(self.item_embedding.weight), self.higher_items())

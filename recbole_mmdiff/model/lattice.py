@@ -1,0 +1,119 @@
+"""LATTICE: item vectors propagated over a graph that is learned with the features' projections."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from recbole_mmdiff.errors import at_least, share
+from recbole_mmdiff.graph import (
+    Edges,
+    bipartite_adjacency,
+    propagate,
+    propagated_layers,
+    to_matrix,
+    transpose,
+    weighted_product,
+)
+from recbole_mmdiff.model.backbone import Backbone
+from recbole_mmdiff.model.base import take
+from recbole_mmdiff.model.item_graph import LatentGraph
+from recbole_mmdiff.model.negative_sampling import Representations, lightgcn_representations
+from recbole_mmdiff.model.pairwise import Triples, mean_square
+
+
+class LATTICE(Backbone):
+    """LightGCN, and item vectors propagated over a latent graph of similar items.
+
+    For each modality m, S^m holds every item's ``knn_k`` most similar ones by the cosine of the raw
+    features, and S~^m those by the cosine of their learned projections h^m (Eq. 1, 2, 4, 5); both are
+    normalised, D^-1/2 S D^-1/2 (Eq. 3). A = sum_m alpha_m (lambda S^m + (1 - lambda) S~^m), with
+    alpha a softmax of learned weights and lambda = ``original_share`` (Eq. 6, 7). h = A^L E, and an
+    item's vector is LightGCN's plus h / |h| (Eq. 8, 11). LightGCN is the mean of ``num_layers`` + 1
+    layers over D^-1 (A + I), the graph of users and items with self loops.
+
+    A is built in the first batch of an epoch, with a gradient for projections and alpha, and is a
+    constant for the rest of it; in evaluation it is built of the weights as they are. The loss is BPR,
+    plus ``reg_weight`` times half the squared length of the batch's vectors.
+
+    Deviations:
+        - A modality's two graphs are normalised each, and then mixed, as in the paper. The public
+          toolbox mixes the learned graphs of all modalities first, and normalises their sum.
+        - Graphs hold their edges only. The toolbox holds dense matrices of items x items.
+        - An item without a modality has no neighbours in its graphs: its row is made of the modalities
+          that it has.
+        - Features are frozen (``train_features: False``); the toolbox trains the raw tables, too, but
+          reads them in one batch of an epoch only.
+        - The learning rate is constant. The toolbox lowers it by 4% every 50 epochs.
+        - With ``mirror_interval``, projections and alpha step down only, as the graph is a constant in
+          the step up.
+        - A user without a training row gets the mean vector of the others.
+    """
+
+    citation = "Zhang et al.: Mining Latent Structures for Multimedia Recommendation. ACM Multimedia 2021."
+
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        for key in ("knn_k", "num_layers", "num_item_layers"):
+            at_least(key, config[key], 1)
+        share("original_share", config["original_share"])
+        at_least("reg_weight", config["reg_weight"], 0)
+        self.num_layers, self.num_item_layers = config["num_layers"], config["num_item_layers"]
+        self.reg_weight = config["reg_weight"]
+        rows = dataset.inter_feat
+        adjacency = bipartite_adjacency(rows[dataset.uid_field], rows[dataset.iid_field], self.n_users,
+                                        self.n_items, self_loops=True, kind="random_walk")
+        self.register_buffer("adjacency", adjacency, persistent=False)
+        self.register_buffer("adjacency_transposed", transpose(adjacency), persistent=False)
+        self.latent_graph = LatentGraph(self.features, config["knn_k"], config["original_share"])
+        self._item_graph: tuple[Tensor, Tensor] | None = None
+
+    def forget(self) -> None:
+        """The learned graph goes with the weights it was built of."""
+        super().forget()
+        self._item_graph = None
+
+    def before_epoch(self, epoch: int) -> None:
+        """The first batch builds the graph anew."""
+        self.forget()
+
+    # ---- representations -----------------------------------------------------------------------
+
+    def higher_items(self) -> Tensor:
+        """h: (n_items, d), propagated over the latent graph."""
+        higher = self.item_embedding.weight
+        if self.training and torch.is_grad_enabled() and self._item_graph is None:
+            edges = self.latent_graph(self.features)
+            for _ in range(self.num_item_layers):
+                higher = weighted_product(edges, higher, self.n_items)
+            self._keep(edges)
+            return higher
+        if self._item_graph is None:
+            with torch.no_grad():
+                self._keep(self.latent_graph(self.features))
+        for _ in range(self.num_item_layers):
+            higher = propagate(self._item_graph[0], higher, self._item_graph[1])
+        return higher
+
+    def _keep(self, edges: Edges) -> None:
+        matrix = to_matrix(edges, (self.n_items, self.n_items))
+        self._item_graph = matrix, transpose(matrix)
+
+    def collaborative(self, items: Tensor) -> Representations:
+        """LightGCN's users and items."""
+        start = torch.cat([self.user_embedding.weight, items])
+        layers = propagated_layers(self.adjacency, start, self.num_layers, self.adjacency_transposed)
+        return lightgcn_representations(layers, self.n_users)
+
+    def join(self, collaborative: Representations, higher: Tensor) -> Representations:
+        """Items get ``higher`` at length 1 (Eq. 11)."""
+        return super().join(collaborative, functional.normalize(higher, dim=-1))
+
+    # ---- the loss ------------------------------------------------------------------------------
+
+    def auxiliary_loss(self, batch: Triples, tables: Representations) -> Tensor | float:
+        """``reg_weight`` times half the squared length of the batch's vectors."""
+        if not self.reg_weight:
+            return 0.0
+        return self.reg_weight * mean_square(take(tables.users, batch.users),
+                                             take(tables.items, batch.positives),
+                                             take(tables.items, batch.negatives.items))

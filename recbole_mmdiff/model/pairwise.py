@@ -1,0 +1,145 @@
+"""What the ranking models of one domain share: representations of all users and items, and the BPR loss."""
+
+from typing import NamedTuple
+
+import torch
+from recbole.utils import InputType
+from torch import Tensor, nn
+from torch.nn import functional
+
+from recbole_mmdiff.data.ids import ids_with_rows
+from recbole_mmdiff.errors import ConfigError, at_least
+from recbole_mmdiff.model.base import Stage, StagedRecommender, take
+from recbole_mmdiff.model.forgetful import Forgetful
+from recbole_mmdiff.model.negative_sampling import Negatives, NegativeSampling, Representations
+
+
+class Triples(NamedTuple):
+    """A batch: users (b,), positive items (b,), negatives (b, k)."""
+
+    users: Tensor
+    positives: Tensor
+    negatives: Negatives
+
+    def items(self) -> Tensor:
+        """(b, 1 + k): the positive item and the negative ones."""
+        return torch.cat([self.positives[:, None], self.negatives.items], 1)
+
+
+class PairwiseRecommender(Forgetful, StagedRecommender):
+    """Base of models that score by inner products and learn to rank positive items above negative ones.
+
+    A subclass implements ``representations``, and ``auxiliary_loss`` where its loss has more than BPR's.
+    ``negative_sampler`` says how the ``num_negatives`` negatives of a positive are drawn. A user without
+    a training row gets the mean vector of those who have one.
+    """
+
+    input_type = InputType.PAIRWISE
+    predicts_ratings = False
+
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        at_least("embedding_size", config["embedding_size"], 1)
+        if config["train_neg_ratio"]:
+            raise ConfigError(f"train_neg_ratio: {config['model']} draws its own negatives; set "
+                              f"num_negatives instead")
+        self.size, self.epochs = config["embedding_size"], config["epochs"]
+        self.negatives = NegativeSampling(config, dataset)
+        self.register_buffer("is_trained", ids_with_rows(dataset, dataset.uid_field), persistent=False)
+        self._kept: list[Representations] = []
+
+    def embedding(self, count: int) -> nn.Embedding:
+        """A table (count, embedding_size), Xavier-uniform."""
+        table = nn.Embedding(count, self.size)
+        nn.init.xavier_uniform_(table.weight)
+        return table
+
+    def stages(self) -> list[Stage]:
+        """One stage over the positive rows."""
+        return [Stage("ranking", "target", (self.ranking_loss,), self.parameters(), self.epochs,
+                      before_epoch=self.before_epoch, after_epoch=self.after_epoch)]
+
+    def before_epoch(self, epoch: int) -> None:
+        """What is made anew for each epoch of training."""
+
+    def after_epoch(self, epoch: int) -> None:
+        """What is inferred once the batches of an epoch are done."""
+
+    # ---- the loss ------------------------------------------------------------------------------
+
+    def representations(self) -> Representations:
+        """The vectors of all users and items, with gradient."""
+        raise NotImplementedError
+
+    def ranking_loss(self, interaction) -> Tensor:
+        """BPR of a batch of positive rows against the negatives that are drawn for them, and
+        ``auxiliary_loss``."""
+        tables = self.representations()
+        batch = self.triples(interaction, tables)
+        return self.bpr(batch, tables) + self.auxiliary_loss(batch, tables)
+
+    def triples(self, interaction, tables: Representations) -> Triples:
+        """The rows of a batch with negatives drawn by the sampler."""
+        users, positives = interaction[self.USER_ID], interaction[self.ITEM_ID]
+        negatives = self.negatives.draw(interaction, tables, self.seed, self.epoch)
+        return Triples(users, positives, negatives)
+
+    @staticmethod
+    def bpr(batch: Triples, tables: Representations) -> Tensor:
+        """Mean over positives and negatives of -log sigmoid(score of the positive - of the negative)."""
+        negatives = batch.negatives.vectors
+        if negatives is None:
+            negatives = take(tables.items, batch.negatives.items)
+        return bpr_loss(take(tables.users, batch.users), take(tables.items, batch.positives), negatives)
+
+    def auxiliary_loss(self, batch: Triples, tables: Representations) -> Tensor | float:
+        """What a model adds to BPR's loss."""
+        return 0.0
+
+    # ---- scores --------------------------------------------------------------------------------
+
+    def forget(self) -> None:
+        """Representations are computed anew: weights have changed."""
+        self._kept.clear()
+
+    def train(self, mode: bool = True):
+        self.forget()
+        return super().train(mode)
+
+    def _tables(self) -> Representations:
+        if self.training:
+            return self.representations()
+        if not self._kept:
+            with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+                self._kept.append(self.representations())
+        return self._kept[0]
+
+    def user_factors(self, user: Tensor) -> Tensor:
+        """(b, k): vectors of users (b,); without a training row, the mean of the others'."""
+        users = self._tables().users
+        trained = self.is_trained[user, None]
+        return torch.where(trained, users[user], users[self.is_trained].mean(0))
+
+    def item_factors(self, item: Tensor) -> Tensor:
+        """(b, k): vectors of items (b,)."""
+        return self._tables().items[item]
+
+    def item_offset(self, item: Tensor) -> Tensor:
+        """(b,): 0."""
+        return torch.zeros(len(item), device=item.device)
+
+
+def bpr_loss(users: Tensor, positives: Tensor, negatives: Tensor) -> Tensor:
+    """Bayesian personalised ranking (Rendle et al. 2009): mean of -log sigmoid(u p - u n), a scalar.
+
+    Args:
+        users, positives: (b, d).
+        negatives: (b, k, d).
+    """
+    margins = (users * positives).sum(-1, keepdim=True) - (users[:, None] * negatives).sum(-1)
+    return functional.softplus(-margins.float()).mean()
+
+
+def mean_square(*vectors: Tensor) -> Tensor:
+    """Half the squared length of the vectors (..., d) of a batch, each kind averaged over its rows."""
+    return sum(part.square().sum(-1).mean() for part in vectors) / 2
