@@ -2,7 +2,9 @@
 
 import csv
 import random
-from dataclasses import dataclass, field
+import shutil
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ pytest.register_assert_rewrite("contract", "running")
 
 ROOT = Path(__file__).resolve().parent.parent
 HEADER = ["user_id:token", "item_id:token", "rating:float", "timestamp:float"]
+LABEL = "x_label:float"
 
 
 @dataclass(frozen=True)
@@ -84,11 +87,13 @@ def build_tiny_pair(folder, seed=7, per_user=(9, 15), choosy=False):
 
 
 TASTES = 4
+#: what the items of each taste group look like: the corners of a tetrahedron
+CORNERS = np.array([(1, 1, 1), (1, -1, -1), (-1, 1, -1), (-1, -1, 1)], dtype=float)
 
 
-def taste_of(user):
-    """The taste group of a user of the taste pair."""
-    return int(user[1:]) % TASTES
+def taste_of(token):
+    """The taste group of a user or an item of the taste pair."""
+    return int(token.lstrip("usti")) % TASTES
 
 
 def build_taste_pair(folder, seed=7, users=240, items=80, per_user=10, loyalty=0.85):
@@ -114,7 +119,81 @@ def build_taste_pair(folder, seed=7, users=240, items=80, per_user=10, loyalty=0
             rows[name] += [(user, str(item), str(rating), str(draw.integers(10**6)))
                            for item, rating in rated]
         write_domain(folder, name, rows[name])
-    return TinyPair(Path(folder), members, [], [], rows["src"], rows["tgt"])
+    looks = {row[1]: CORNERS[taste_of(row[1])] for row in rows["src"] + rows["tgt"]}
+    return TinyPair(Path(folder), members, [], [], rows["src"], rows["tgt"], looks=looks)
+
+
+@dataclass(frozen=True)
+class TasteDomain:
+    """One domain of taste groups, divided by a column ``x_label``, with features of its items.
+
+    Attributes:
+        folder: the data path; holds ``tgt/tgt.inter`` and the features ``text`` and ``image``.
+        rows: (user, item, rating, time, label) as text: training rows first, so that other held-out
+            rows leave all ids as they are.
+        cold: tokens of the users without a training row.
+        new: token of an item without a training row.
+        taste_of: the taste group of a user's or an item's token.
+    """
+
+    taste_of = staticmethod(taste_of)
+    folder: Path
+    rows: list[tuple[str, str, str, str, str]]
+    cold: list[str]
+    new: str
+
+    def write(self, folder, rows):
+        """The same with other rows, in another folder."""
+        shutil.copytree(self.folder, folder, dirs_exist_ok=True)
+        write_domain(folder, "tgt", rows, [*HEADER, LABEL])
+        return replace(self, folder=Path(folder), rows=rows)
+
+
+def build_taste_domain(pair, folder):
+    """The target of the taste pair by itself. Of what a user likes, one item is for the test, one for
+    validation, the others for training; what the cold users rate is for the test."""
+    cold, new, rows, liked = [f"u{number:03}" for number in range(6)], "ti2", [], Counter()
+    for user, item, rating, time in pair.target_rows:
+        if user in cold or item == new:
+            label = 2
+        elif int(rating) < 4:
+            label = 0
+        else:
+            label = max(0, 2 - liked[user])
+            liked[user] += 1
+        rows.append((user, item, rating, time, str(label)))
+    rows.sort(key=lambda row: row[-1])
+    write_domain(folder, pair.target, rows, [*HEADER, LABEL])
+    return TasteDomain(Path(folder), rows, cold, new)
+
+
+def build_toy_domain(folder, users=7, items=12):
+    """Rows of a few users and items of uneven degrees, with features ``text`` and ``image``: ``i0`` has
+    neither, ``i1`` no image, ``i2`` no text and ``i3`` a text of zeros, ``i5`` the text of ``i4``; ``u6``
+    has no training row."""
+    from recbole_mmdiff.data.features import write_features
+
+    draw = np.random.default_rng(5)
+    favour = 1 / np.arange(1, items + 1)
+    rows = []
+    for user in range(users):
+        chosen = draw.choice(items, size=3 + user % 4, replace=False, p=favour / favour.sum())
+        labels = ["2"] * len(chosen) if user == users - 1 else ["2", "1", *"0" * (len(chosen) - 2)]
+        rows += [(f"u{user}", f"i{item}", "5", str(number), label)
+                 for number, (item, label) in enumerate(zip(chosen, labels, strict=True))]
+    # Everybody has a row more, so that every item stands in the file.
+    rows += [(f"u{item % (users - 1)}", f"i{item}", "5", "9", "0") for item in range(items)
+             if (f"u{item % (users - 1)}", f"i{item}") not in {row[:2] for row in rows}]
+    rows.sort(key=lambda row: row[-1])
+    write_domain(folder, "tgt", rows, [*HEADER, LABEL])
+    for name, dim, without in (("text", 4, (0, 2)), ("image", 3, (0, 1))):
+        matrix = draw.normal(1.0, 1.0, size=(items, dim)).astype(np.float32)
+        if name == "text":
+            matrix[3], matrix[5] = 0, matrix[4]
+        kept = [item for item in range(items) if item not in without]
+        write_features(Path(folder) / "tgt", "tgt", name, [f"i{item}" for item in kept], matrix[kept],
+                       encoder="test")
+    return Path(folder)
 
 
 def swap_sources(pair, folder):
@@ -183,6 +262,53 @@ def tiny_config(tiny_pair):
         return config_for(folder, model, **keys)
 
     return config
+
+
+@pytest.fixture(scope="session")
+def taste_domain(taste_pair, tmp_path_factory):
+    """One domain of taste groups whose items' features tell their group; nobody writes into its folder.
+    Some items have no image, one has no text, one has neither."""
+    from running import write_item_features
+
+    domain = build_taste_domain(taste_pair, tmp_path_factory.mktemp("domain"))
+    without = {"image": {f"ti{number}" for number in range(0, 80, 9)}, "text": {"ti0", "ti40"}}
+    pair = replace(taste_pair, folder=domain.folder, source_rows=[])
+    write_item_features(pair, without=without, signal=2.0)
+    return domain
+
+
+@pytest.fixture(scope="session")
+def ranking_config(tiny_config, taste_domain):
+    """``ranking_config(model, **keys)``: a ``config_dict`` of a ranking model on that domain; the key
+    ``data_path`` moves it elsewhere."""
+    from running import RANKING
+
+    def config(model, **keys):
+        return tiny_config(model, **{**RANKING, "data_path": taste_domain.folder, **keys})
+
+    return config
+
+
+@pytest.fixture(scope="session")
+def toy_domain(tmp_path_factory):
+    """The folder of a toy domain, small enough to compute by hand; nobody writes into it."""
+    return build_toy_domain(tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture(scope="session")
+def build_toy(ranking_config, toy_domain):
+    """``build_toy(model, **keys)``: the model on the toy domain, untrained, and the training part."""
+    from recbole_mmdiff.config import Config
+    from recbole_mmdiff.data.preparation import prepare_parts
+
+    def build(model, **keys):
+        keys = {"embedding_size": 3, "data_path": toy_domain, **keys}
+        config = Config(config_dict=ranking_config(model, **keys))
+        train = prepare_parts(config).train
+        torch.manual_seed(4)
+        return config.model_class(config, train), train
+
+    return build
 
 
 @pytest.fixture(scope="session")

@@ -6,13 +6,20 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from recbole_mmdiff.config import Config
 from recbole_mmdiff.data.features import write_features
 from recbole_mmdiff.data.preparation import prepare_parts
+from recbole_mmdiff.model.pairwise import PairwiseRecommender
+from recbole_mmdiff.model.registry import MODELS, get_model
 from recbole_mmdiff.quick_start import run
+from recbole_mmdiff.trainer import StagedTrainer
 
+#: models that rank in one domain, and all others
+RANKING_MODELS = [model for model in MODELS if issubclass(get_model(model), PairwiseRecommender)]
+CROSS_MODELS = [model for model in MODELS if model not in RANKING_MODELS]
 #: a short pretraining for the models that have one
 PRETRAINING = {"pretrain_epochs": 3, "pretrain_batch_size": 256}
 #: a base factorisation that is long enough to transfer something
@@ -25,6 +32,9 @@ BASES = [{"biases": biases, "standardize": standardize}
 SINGLE = {"dataset": "tgt", "source_domain": None, "target_domain": None,
           "load_col": {"inter": ["user_id", "item_id", "rating", "timestamp"]},
           "metrics": ["NDCG", "Recall", "Hit"], "split_protocol": "ratio"}
+#: the domain of taste groups, whose column tells the split: ranking models learn its high ratings
+RANKING = {**SINGLE, "split_protocol": "benchmark", "val_interval": {"rating": "[4,inf)"},
+           "load_col": {"inter": ["user_id", "item_id", "rating", "x_label"]}}
 #: item without an image, one without any feature
 WITHOUT = {"image": {"ti0", "ti1", "si3"}, "text": {"ti0"}}
 
@@ -38,15 +48,34 @@ def run_keys(keys: dict, output, **arguments):
     return run(config_dict=keys, output=output, **arguments)
 
 
-def write_item_features(pair, dims=(("text", 5), ("image", 3)), without=WITHOUT, signal=0.0) -> None:
-    """Triples beside both domains of a pair: noise, plus ``signal`` times a mixture of the looks.
+def run_in_pieces(keys: dict, folder, count: int, monkeypatch):
+    """The same, ended after each of its first ``count`` checkpoints and gone on with each time."""
+    save = StagedTrainer._save
 
-    ``dims`` are pairs (modality, dimension); ``without``: modality -> tokens that have no row.
+    def save_and_die(trainer, loader=None, finished=False):
+        save(trainer, loader, finished)
+        if not finished:
+            raise Killed
+
+    monkeypatch.setattr(StagedTrainer, "_save", save_and_die)
+    arguments = {"config_dict": keys, "output": folder}
+    for _ in range(count):
+        with pytest.raises(Killed):
+            run(**arguments)
+        arguments = {"resume": folder}
+    return run(**arguments)
+
+
+def write_item_features(pair, dims=(("text", 5), ("image", 3)), without=WITHOUT, signal=0.0) -> None:
+    """Triples beside the domains of a pair: noise, plus ``signal`` times a mixture of the looks.
+
+    A domain without rows gets none. ``dims`` are pairs (modality, dimension); ``without``: modality ->
+    tokens that have no row.
     """
     draw = np.random.default_rng(3)
     for name, rows in ((pair.source, pair.source_rows), (pair.target, pair.target_rows)):
         tokens = sorted({row[1] for row in rows})
-        for modality, dim in dims:
+        for modality, dim in dims if tokens else ():
             kept = [token for token in tokens if token not in without.get(modality, ())]
             matrix = draw.normal(2.0, 3.0, size=(len(kept), dim))
             if signal:
@@ -63,8 +92,7 @@ def contract_of(model: str) -> type:
         sys.path.insert(0, str(folder))
     for path in sorted(folder.glob("test_*.py")):
         importlib.import_module(path.stem)
-    contract = importlib.import_module("contract").ModelContract
-    return next(test for test in contract.__subclasses__() if test.model == model)
+    return importlib.import_module("contract").contracts()[model]
 
 
 def ready_to_transfer(keys: dict, std: float):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from recbole_mmdiff.compare.cells import cell_config
+from recbole_mmdiff.compare.embeddings import check_models
 from recbole_mmdiff.compare.plan import Comparison
 from recbole_mmdiff.compare.runner import check_metrics
 from recbole_mmdiff.config import Config, find_config_file, properties_path
@@ -20,15 +21,25 @@ RUN_RECIPES = [path for path in RUNS if "model" in read_yaml(path)]
 PAPER = sorted((properties_path() / "paper").glob("*.yaml"))
 COMPARISONS = [*PAPER, *sorted((properties_path() / "compare").glob("*.yaml"))]
 #: the papers' tables and figures
-TABLES = {"diffcdr": {"table2", "table3", "table4", "figure3", "figure4", "grids"},
+TABLES = {"ccdrec": {"table2", "table3", "figure3", "grids"},
+          "diffcdr": {"table2", "table3", "table4", "figure3", "figure4", "grids"},
           "mmdcdr": {"table2", "table3", "sensitivity"},
           "music": {"table2", "table3", "table4", "sensitivity"}}
+#: recipes of one domain, by how their names begin
+SINGLE = ("ccdrec", "ml1m_action", "amazon_sports")
 #: paper -> model of the ablation table -> its name in the main one
 IN_BOTH = {"diffcdr": {"PTUPCDR": "PTUPCDR", "DiffCDR DAT": "DiffCDR"},
            "mmdcdr": {"MMDCDR": "MMDCDR"}, "music": {"MuSiC": "MuSiC"}}
 #: MMDCDR, Table II, column "Improve": MAE and RMSE, in %
 IMPROVE = [(6.91, 3.35), (6.10, 4.97), (6.69, 3.51), (14.54, 15.37), (12.68, 5.99), (1.41, 4.14),
            (13.60, 11.08), (19.53, 12.62), (18.22, 11.24)]
+#: CCDRec, Table 2, rows "Improvement" of LATTICE, FREEDOM, MCDRec, MG on Baby, Sports, Clothing, in %
+RISE = [[(5.40, 9.36, 10.09, 11.68), (9.51, 8.47, 9.60, 8.54), (7.35, 2.46, 5.49, 3.21),
+         (2.31, 4.33, 3.56, 4.24)],
+        [(18.99, 14.40, 20.15, 17.46), (5.71, 6.59, 5.35, 5.73), (3.24, 4.37, 3.28, 3.63),
+         (6.30, 4.48, 5.63, 4.94)],
+        [(19.09, 22.85, 19.35, 21.32), (7.44, 8.67, 8.68, 9.20), (4.58, 2.60, 4.35, 3.12),
+         (7.00, 6.75, 7.58, 7.44)]]
 #: paper -> ablation -> the keys by which it differs from the whole model
 ABLATIONS = {
     "mmdcdr": {"w/o diff": {"use_diffusion": False}, "w/o mm": {"modalities": [], "use_ids": True},
@@ -41,7 +52,7 @@ ABLATIONS = {
 @pytest.mark.parametrize("path", RUN_RECIPES, ids=lambda path: path.name)
 def test_run_recipes_name_a_model_and_data(path):
     config = Config(config_file_list=[path])
-    assert config["model"] in MODELS and config.cross_domain
+    assert config["model"] in MODELS and config.cross_domain != path.stem.startswith(SINGLE)
 
 
 @pytest.mark.parametrize("path", COMPARISONS, ids=lambda path: path.name)
@@ -53,7 +64,7 @@ def test_every_model_key_and_metric_of_a_comparison_exists(path):
             if place not in seen:
                 seen.add(place)
                 config = cell_config(cell.keys, cell.files, {})
-                assert config.cross_domain
+                assert config.cross_domain != path.stem.startswith(SINGLE)
                 assert {key: config[key] for key in cell.keys if key != "dataset"
                         and not isinstance(cell.keys[key], dict)} \
                     == {key: value for key, value in cell.keys.items() if key != "dataset"
@@ -61,11 +72,19 @@ def test_every_model_key_and_metric_of_a_comparison_exists(path):
                 check_metrics(config, comparison.tables[cell.table]["metrics"])
 
 
+@pytest.mark.parametrize("path", COMPARISONS, ids=lambda path: path.name)
+def test_models_of_a_picture_have_something_to_show(path):
+    comparison = Comparison.read(path)
+    if comparison.embeddings:
+        check_models(comparison)
+
+
 @pytest.mark.parametrize("path", PAPER, ids=lambda path: path.name)
 def test_paper_recipes_say_what_was_published(path):
     comparison = Comparison.read(path)
     assert re.fullmatch(r"[a-z0-9]+_(table|figure|grids|sensitivity)\d*\.yaml", path.name)
-    assert comparison.preset, "name the data preparation that the settings need"
+    assert comparison.preset or "prepare mmrec" in path.read_text(encoding="utf-8"), \
+        "name the data preparation that the settings need"
     published = comparison.published
     if path.stem.split("_")[1].startswith("table"):
         assert published["source"] and published["values"]
@@ -96,6 +115,11 @@ def test_recipes_cover_the_tables_of_the_papers():
 
 @pytest.mark.parametrize("name, setting, metric, model, value", [
     # Read off the papers' pages: first rows, last rows, columns beside those that were left out.
+    ("ccdrec_table2", "Baby", "ranking_full.recall@5", "BPR-MF", 0.0208),
+    ("ccdrec_table2", "Sports", "ranking_full.ndcg@5", "BM3", 0.0269),
+    ("ccdrec_table2", "Clothing", "ranking_full.ndcg@10", "CCDRec(MG)", 0.0361),
+    ("ccdrec_table3", "Baby", "ranking_full.ndcg@10", "LATTICE+RealHNS", 0.0313),
+    ("ccdrec_table3", "Clothing", "ranking_full.recall@10", "MG+MixGCF", 0.0648),
     ("diffcdr_table2", "task1 β=20%", "rating.mae", "TGT", 4.4546),
     ("diffcdr_table2", "task2 β=50%", "rating.rmse", "LACDR", 1.3051),
     ("diffcdr_table2", "task3 β=80%", "ranking_full.hit@20", "DiffCDR", 0.00179),
@@ -130,6 +154,22 @@ def test_published_numbers_of_mmdcdr_give_its_improvements():
             assert 100 * (1 - own / min(others)) == pytest.approx(improvement, abs=0.011)
 
 
+def test_published_numbers_of_ccdrec_give_its_improvements():
+    for rows, setting in zip(published_values("ccdrec_table2").values(), RISE, strict=True):
+        for row, rises in zip(rows.values(), zip(*setting, strict=True), strict=True):
+            for backbone, rise in zip(("LATTICE", "FREEDOM", "MCDRec", "MG"), rises, strict=True):
+                found = 100 * (row[f"CCDRec({backbone})"] / row[backbone] - 1)
+                assert found == pytest.approx(rise, abs=0.011)
+
+
+def test_tables_of_ccdrec_agree_but_in_one_number():
+    main, samplers = published_values("ccdrec_table2"), published_values("ccdrec_table3")
+    other = {(setting, metric, model): (value, main[setting][metric][model])
+             for setting, rows in samplers.items() for metric, row in rows.items()
+             for model, value in row.items() if value != main[setting][metric].get(model, value)}
+    assert other == {("Baby", "ranking_full.ndcg@10", "CCDRec(LATTICE)"): (0.0356, 0.0325)}
+
+
 @pytest.mark.parametrize("name", ["mmdcdr_table2", "mmdcdr_table3", "mmdcdr_sensitivity"])
 def test_shares_of_mmdcdr_halve_what_does_not_train(name):
     ids = np.arange(1000)
@@ -148,6 +188,15 @@ def test_an_ablation_differs_from_the_model_by_its_keys_alone(paper):
     whole = configs.pop(comparison.ours[0])
     assert {label: {key: value for key, value in config.items() if value != whole[key]}
             for label, config in configs.items()} == ABLATIONS[paper]
+
+
+@pytest.mark.parametrize("backbone", ["LATTICE", "FREEDOM", "MG"])
+def test_ablations_of_ccdrec_differ_by_their_schedule(backbone):
+    models = Comparison.read("paper/ccdrec_figure3.yaml").models
+    whole = models[f"CCDRec({backbone})"]
+    assert models[f"{backbone}+DMA"] == {**whole, "pool_schedule": "none", "num_negatives": 2}
+    assert models[f"{backbone}+DMA+NDI"] == {**whole, "pool_schedule": "last"}
+    assert Comparison.read("paper/ccdrec_table3.yaml").models[f"CCDRec({backbone})"] == whole
 
 
 @pytest.mark.parametrize("path", sorted((properties_path() / "dataset").glob("*.yaml")),

@@ -15,13 +15,12 @@ import numpy as np
 import pytest
 import torch
 from recbole.data.interaction import Interaction
-from running import contract_of, write_item_features
+from running import CROSS_MODELS, contract_of, write_item_features
 
 from recbole_mmdiff.config import Config
 from recbole_mmdiff.data.features import FeatureFile, write_features
 from recbole_mmdiff.data.preparation import prepare_parts
 from recbole_mmdiff.data.splits import FINETUNE, TEST, TRAIN, UNUSED, VALID
-from recbole_mmdiff.model.registry import MODELS
 from recbole_mmdiff.quick_start import run
 
 KEYS = {"epochs": 2, "eval_step": 0, "seed": 3, "topk": [5], "finetune_epochs": 1}
@@ -29,14 +28,14 @@ PROTOCOLS = ["cold_start_users", "warm_start", "cold_start_items", "ratio"]
 TINY = {"MMDCDR": {"pretrain_epochs": 1, "diffusion_epochs": 1, "hidden_size": 16, "num_evaluations": 6},
         "MuSiC": {"pretrain_epochs": 1, "feature_epochs": 1, "side_epochs": 1, "hidden_size": 16}}
 FEATURES, IDS = {"modalities": ["text", "image"]}, {"modalities": [], "use_ids": True}
-VARIANTS = [*((model, {}) for model in MODELS), ("SSCDR", {"hops": 1}), ("P2M2CDR", FEATURES),
+VARIANTS = [*((model, {}) for model in CROSS_MODELS), ("SSCDR", {"hops": 1}), ("P2M2CDR", FEATURES),
             ("DiffCDR", {"hidden_activation": "silu", "x_T": "noise"}),
             # As the solver's plan is built faster for fewer steps.
             ("MMDCDR", {"paper": True, "num_steps": 1000}), ("MuSiC", {"paper": True})]
 
 
 def trained(folder, model, tiny_config, output, **more):
-    keys = TINY.get(model) or (contract_of(model).keys if model in MODELS else {})
+    keys = TINY.get(model) or (contract_of(model).keys if model in CROSS_MODELS else {})
     return run(config_dict=tiny_config(model, data_path=folder, **keys | KEYS | more), output=output,
                console=False)
 

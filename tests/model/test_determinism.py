@@ -9,15 +9,15 @@ from contextlib import contextmanager
 import pytest
 import torch
 from recbole.utils import init_seed
-from running import contract_of
+from running import CROSS_MODELS, RANKING_MODELS, contract_of
 
 from recbole_mmdiff.config import Config
 from recbole_mmdiff.data.loaders import BothDomainsLoader, stage_loader
 from recbole_mmdiff.data.preparation import prepare_parts
-from recbole_mmdiff.model.registry import MODELS, get_model
+from recbole_mmdiff.model.registry import get_model
 
 ROWS, TIMES = 4096, 3
-VARIANTS = [*((model, {}) for model in MODELS if model != "Bias"),
+VARIANTS = [*((model, {}) for model in CROSS_MODELS if model != "Bias"),
             ("SSCDR", {"hops": 1}), ("SSCDR", {"item_points": "factors"}), ("CMF", {"finetune_items": True}),
             ("P2M2CDR", {"train_neg_ratio": 1}), ("BiTGCF", {"layers": "mean"}),
             ("CoNet", {"cross_sparsity": 0.1, "train_neg_ratio": 3})]
@@ -41,8 +41,10 @@ def batch_of(loader):
     return loader.collate_fn(samples % len(loader.rows))
 
 
-def gradients(model, loss_of, batch):
-    """name -> gradient of a loss, by two threads."""
+def gradients(model, stage, loss_of, batch):
+    """name -> gradient of a loss in the first batch of an epoch, by two threads."""
+    if stage.before_epoch is not None:
+        stage.before_epoch(0)
     torch.manual_seed(1)
     model.zero_grad(set_to_none=True)
     with threads(2):
@@ -60,12 +62,31 @@ def test_the_same_batch_gives_the_same_gradient(model, keys, tiny_config):
     parts = prepare_parts(config)
     built = get_model(model)(config, parts.train).train()
     for stage in [*built.stages(), built.finetuning_stage()]:
-        if stage.prepare is not None:
-            stage.prepare()
-        batch = batch_of(stage_loader(config, parts.train, stage.data, ROWS, 5))
-        for loss_of in stage.losses:
-            first, *others = (gradients(built, loss_of, batch) for _ in range(TIMES))
-            wrong = {name for again in others for name, value in again.items()
-                     if not torch.equal(value, first[name])}
-            assert first
-            assert not wrong, f"{stage.name}, {loss_of.__name__}: {sorted(wrong)}"
+        check_stage(stage, built, config, parts)
+
+
+@pytest.mark.parametrize(("model", "keys"), [
+    *((model, {}) for model in RANKING_MODELS), ("FREEDOM", {"train_features": True}),
+    ("FREEDOM", {"negative_sampler": "mixgcf"}), ("CCDRec", {"reference": "code"}),
+    ("SLMRec", {"ssl_task": "FD"})], ids=str)
+def test_ranking_in_one_domain(model, keys, ranking_config):
+    config = Config(config_dict=ranking_config(
+        model, **{**contract_of(model).keys, "embedding_size": 16, **keys}))
+    init_seed(config["seed"], config["reproducibility"])
+    parts = prepare_parts(config)
+    built = get_model(model)(config, parts.train).train()
+    for stage in built.stages():
+        check_stage(stage, built, config, parts)
+
+
+def check_stage(stage, built, config, parts):
+    """Every loss of a stage has one gradient."""
+    if stage.prepare is not None:
+        stage.prepare()
+    batch = batch_of(stage_loader(config, parts.train, stage.data, ROWS, 5))
+    for loss_of in stage.losses:
+        first, *others = (gradients(built, stage, loss_of, batch) for _ in range(TIMES))
+        wrong = {name for again in others for name, value in again.items()
+                 if not torch.equal(value, first[name])}
+        assert first
+        assert not wrong, f"{stage.name}, {loss_of.__name__}: {sorted(wrong)}"
