@@ -175,14 +175,14 @@ def read_published(content: dict, settings: dict, tables: dict, labels: list[str
 
 
 def read_embeddings(content: dict, models: dict, path: Path) -> dict | None:
-    """``{"models", "evaluations", "users"}``."""
+    """``{"models", "evaluations", "users"}``; no number of users leaves it to what is shown."""
     if content.get("embeddings") is None:
         return None
     where = f"{path}: embeddings"
-    found = {"evaluations": {}, "users": 1000, **mapping(content["embeddings"], where)}
+    found = {"evaluations": {}, "users": None, **mapping(content["embeddings"], where)}
     refuse_unknown(found, EMBEDDING_FIELDS, where)
     found["models"] = known_labels(found.get("models"), models, f"{where}: models")
-    if typed(found["users"], int, f"{where}: users") < 2:
+    if found["users"] is not None and typed(found["users"], int, f"{where}: users") < 2:
         raise ConfigError(f"{where}: users: {found['users']} is too few, use 2 or more")
     for label, counts in mapping(found["evaluations"], f"{where}: evaluations").items():
         known_labels([label], found["models"], f"{where}: evaluations")

@@ -1,4 +1,4 @@
-"""t-SNE pictures of embeddings: where generated vectors lie beside the true ones."""
+"""t-SNE pictures of embeddings: generated vectors beside true ones, items beside their users."""
 
 import math
 from dataclasses import dataclass
@@ -12,6 +12,8 @@ from recbole_mmdiff.report.results import read_arrays
 
 EMBEDDINGS = "embeddings.npz"
 TRUTH, SOURCE = "truth", "source"
+#: "user", or "user <name>": the vector of one; "items of user <name>" has the same colour
+USER, ITEMS_OF = "user", "items of "
 POINTS_A_KIND = 1000
 LEAST_POINTS = 4
 PANELS_IN_A_ROW = 3
@@ -71,7 +73,8 @@ def choose_points(kind: np.ndarray, most: int = POINTS_A_KIND) -> np.ndarray:
 def embedding_plot(path_in: Path, path: Path, pdf: bool = False) -> list[Path]:
     """A t-SNE panel for each ``panel`` of the file, in the order of their first appearance.
 
-    ``truth`` is drawn as black triangles, ``source`` as grey dots, every other kind in colour.
+    ``truth`` is drawn as black triangles, ``source`` as grey dots, every other kind in colour. A user
+    (``user``, black, or ``user <name>``) is a star, in the colour of ``items of user <name>``.
 
     Args:
         path_in: the ``.npz``.
@@ -96,8 +99,9 @@ def embedding_plot(path_in: Path, path: Path, pdf: bool = False) -> list[Path]:
         if points is None:
             axes.text(0.5, 0.5, "too few different points", ha="center", transform=axes.transAxes)
             continue
-        # Grey below, the truth on top, so that neither hides what is compared.
-        for kind in sorted(set(found.kind[rows]), key=lambda name: (name == TRUTH, name != SOURCE, name)):
+        # Grey below, the truth and users on top, so that nothing hides what is compared.
+        for kind in sorted(set(found.kind[rows]),
+                           key=lambda name: (_is_user(name), name == TRUTH, name != SOURCE, name)):
             part = points[found.kind[rows] == kind]
             handles[kind] = axes.scatter(*part.T, linewidths=0, **styles[kind])
     shown = [kind for kind in kinds if kind in handles]
@@ -105,9 +109,19 @@ def embedding_plot(path_in: Path, path: Path, pdf: bool = False) -> list[Path]:
     return save(figure, path, pdf)
 
 
+def _is_user(kind: str) -> bool:
+    return kind.split(" ")[0] == USER
+
+
 def _styles(kinds: list[str]) -> dict[str, dict]:
-    others = [kind for kind in kinds if kind not in (TRUTH, SOURCE)]
-    styles = {kind: {"color": [colour], "marker": MARKERS[number % len(MARKERS)], "s": 14, "alpha": 0.8}
-              for number, (kind, colour) in enumerate(zip(others, colours(len(others)), strict=True))}
-    return {SOURCE: {"color": GREY, "marker": "o", "s": 9, "alpha": 0.6},
-            TRUTH: {"color": "black", "marker": "^", "s": 14, "alpha": 0.8}, **styles}
+    styles = {SOURCE: {"color": GREY, "marker": "o", "s": 9, "alpha": 0.6},
+              TRUTH: {"color": "black", "marker": "^", "s": 14, "alpha": 0.8},
+              USER: {"color": "black", "marker": "*", "s": 80}}
+    others = [kind for kind in kinds if kind not in styles]
+    owners = list(dict.fromkeys(kind.removeprefix(ITEMS_OF) for kind in others))
+    markers = MARKERS.replace("*", "")
+    for number, (owner, colour) in enumerate(zip(owners, colours(len(owners)), strict=True)):
+        dot = {"color": [colour], "marker": markers[number % len(markers)], "s": 14, "alpha": 0.8}
+        styles[ITEMS_OF + owner] = dot
+        styles[owner] = {**styles[USER], "color": [colour]} if _is_user(owner) else dot
+    return styles

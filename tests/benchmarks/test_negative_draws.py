@@ -12,7 +12,7 @@ from functools import partial
 
 import pytest
 import torch
-from test_profile_transfer import peak_bytes
+from measuring import peak_bytes
 
 from recbole_mmdiff.diffusion import keyed_uniform
 from recbole_mmdiff.negatives import KnownItems, candidate_items, curricular_negatives
@@ -21,13 +21,7 @@ USERS, ITEMS, PAIRS, SIZE, ROWS, SHARE = 19_445, 7_050, 117_352, 64, 2_048, 0.1
 LOOPED = 64                 # rows of the batch that the loop draws for
 REQUIRED_RATIO = {"mask": 1.1, "loop": 10.0}     # 1.5 and 30 on a busy machine
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Batch:

@@ -6,7 +6,6 @@ them; float32, one thread, and the same on a GPU where there is one. MMDCDR: two
 drawn by user, so every way of batching gives a user the same vector. What is compared is timed in turn.
 """
 
-import json
 import statistics
 import time
 from functools import partial
@@ -14,6 +13,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from measuring import peak_bytes
 
 from recbole_mmdiff.config import Config
 from recbole_mmdiff.data.features import write_features
@@ -35,6 +35,8 @@ REQUIRED_STAGE_RATIO = {"MMDCDR": 5.0, "MuSiC": 2.0}
 REQUIRED_GUIDANCE_RATIO = {1: 1.2, COLD: 0.8}           # by users in a batch
 MEMORY_GROWTH = 1.02
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def write_pair(folder, linked, items, per_user, dims):
     """Two domains of ``linked`` common users and some of their own; items have low-rank features."""
@@ -54,14 +56,6 @@ def write_pair(folder, linked, items, per_user, dims):
             write_features(folder / name, name, modality, list(map(str, range(items))),
                            matrix.astype(np.float32), encoder="random")
     return folder
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=[
@@ -197,26 +191,6 @@ def test_guidance_in_one_forward(finished, count):
 
 
 # ---- memory ------------------------------------------------------------------------------------
-
-
-def peak_bytes(function, device, path):
-    """The most that torch's allocator held during ``function`` beyond what it held before.
-
-    On the CPU from the profiler's record of all allocations, scratch space inside operators included; the
-    resident memory of the process would add what the allocator of the system keeps.
-    """
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        function()
-        return torch.cuda.max_memory_allocated() - before
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities, profile_memory=True) as record:
-        function()
-    record.export_chrome_trace(str(path))
-    events = [event for event in json.loads(path.read_text())["traceEvents"] if event["name"] == "[memory]"]
-    held = np.cumsum([event["args"]["Bytes"] for event in sorted(events, key=lambda event: event["ts"])])
-    return int(held.max())
 
 
 def untrained(name, folder, device):

@@ -8,21 +8,12 @@ one; the two are timed in turn.
 import statistics
 import time
 
-import pytest
 import torch
 
 from recbole_mmdiff.diffusion import VectorUNet, ddpm, fold_in, keyed_normal, linear_schedule
 
 USERS, ALONE, DIM = 4096, 64, 32
 REQUIRED_RATIO = 60.0
-
-
-@pytest.fixture
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def seconds(function):

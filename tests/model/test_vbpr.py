@@ -26,10 +26,10 @@ class TestVBPR(RankingContract):
     least_ndcg_ratio = 3.5
 
 
-class TestVBPRWithOtherBiases(TestVBPR):
-    """The form that is not the default's, with negatives that depend on the model's vectors."""
+class TestVBPRWithoutBiases(TestVBPR):
+    """The public toolbox's form, and negatives that depend on the model's vectors."""
 
-    keys = {**TestVBPR.keys, "biases": True, "negative_sampler": "mixgcf", "num_negatives": 2}
+    keys = {**TestVBPR.keys, "biases": False, "negative_sampler": "mixgcf", "num_negatives": 2}
 
 
 @pytest.fixture(scope="module")

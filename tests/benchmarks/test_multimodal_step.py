@@ -1,0 +1,278 @@
+"""CCDRec and its backbones at the size of Amazon Baby: steps, epochs, evaluation, and growth.
+
+Generated data of 19,445 users, 7,050 items and 117,352 training rows, with features of 4,096 and 384
+columns; float32, one thread, in turn. The plain form is what the public toolbox and the authors' code
+do: every feature of every item is projected in each step, the gradients of whole tables are allocated
+anew, matrices are COO, Adam is not fused. It serves as the oracle of the gradients, too.
+"""
+
+import time
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from measuring import peak_bytes, times_in_turn
+from torch import nn
+from torch.nn import functional
+
+from recbole_mmdiff.config import Config
+from recbole_mmdiff.data.features import write_features
+from recbole_mmdiff.data.loaders import stage_loader
+from recbole_mmdiff.diffusion import fold_in, keyed_normal, keyed_uniform, q_sample
+from recbole_mmdiff.evaluator import Evaluator
+from recbole_mmdiff.model.negative_sampling import Rows
+from recbole_mmdiff.quick_start import build_model, prepare_data
+
+USERS, ITEMS, ROWS, DIMS = 19_445, 7_050, 117_352, {"image": 4096, "text": 384}
+REQUIRED_STEP_RATIO = {"FREEDOM": 2.0, "CCDRec": 5.0}
+MOST_EPOCH_RATIO = 2.0      # CCDRec over its backbone
+MOST_REBUILD_SECONDS = 1.0
+MOST_GROWTH = 12.0          # of time and memory, with ten times the items
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def write_domain(folder, users, items, rows, dims):
+    """Interactions with a long tail of items, and random features of them."""
+    draw = np.random.default_rng(0)
+    popularity = 1.0 / np.arange(1, items + 1)**0.7
+    user = np.concatenate([np.arange(users), draw.integers(users, size=2 * rows)])
+    item = draw.choice(items, size=len(user), p=popularity / popularity.sum())
+    keys = np.unique(user * items + item)
+    keys = draw.permutation(keys)[:rows * 5 // 4]
+    path = folder / "baby"
+    path.mkdir(parents=True)
+    text = "\n".join(f"u{key // items}\ti{key % items}" for key in keys)
+    (path / "baby.inter").write_text(f"user_id:token\titem_id:token\n{text}\n", encoding="utf-8")
+    tokens = [f"i{number}" for number in range(items)]
+    for name, dim in dims.items():
+        write_features(path, "baby", name, tokens, draw.standard_normal((items, dim), dtype=np.float32),
+                       encoder="random")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def baby(tmp_path_factory):
+    return write_domain(tmp_path_factory.mktemp("baby"), USERS, ITEMS, ROWS, DIMS)
+
+
+def build(folder, model, **keys):
+    """A model of the benchmark's form, ready for the batches of an epoch, its parts and configuration."""
+    config = Config(config_dict={
+        "model": model, "dataset": "baby", "data_path": str(folder), "use_gpu": False,
+        "log_tensorboard": False, "load_col": {"inter": ["user_id", "item_id"]}, "topk": [20],
+        "metrics": ["Recall", "NDCG"], "num_layers": 2, "train_batch_size": 2048, **keys})
+    parts = prepare_data(config)
+    model = build_model(config, parts)
+    model.seed = 7
+    model.train()
+    model.before_epoch(0)
+    return model, parts, config
+
+
+def batches(parts, config, count):
+    loader = stage_loader(config, parts.train, "target", config["train_batch_size"], 1)
+    return [batch for _, batch in zip(range(count), loader, strict=False)]
+
+
+# ---- a training step against the plain form --------------------------------------------------------
+
+
+class Plain(nn.Module):
+    """The same model written plainly, on copies of its parameters.
+
+    Dense gradients of all tables, whole projections, COO matrices.
+    """
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+        self.copies = {name: value.detach().clone().requires_grad_()
+                       for name, value in model.named_parameters()}
+        backbone = getattr(model, "backbone", model)
+        self.prefix = "backbone." if hasattr(model, "backbone") else ""
+        self.item_graph = backbone.item_graph.to_sparse_coo().coalesce()
+        adjacency = backbone.adjacency if backbone.epoch_adjacency is None else backbone.epoch_adjacency
+        self.adjacency = adjacency.to_sparse_coo().coalesce()
+        self.backbone = backbone
+
+    def part(self, name):
+        return self.copies[self.prefix + name]
+
+    def projected(self):
+        """(modalities, n_items, d): all items of every modality."""
+        features = self.backbone.features
+        return [functional.linear(self.part(f"features.table_{number}"),
+                                  self.part(f"features.projections.{number}.weight"),
+                                  self.part(f"features.projections.{number}.bias"))
+                for number in range(len(features.names))]
+
+    def representations(self, higher):
+        layer = torch.cat([self.part("user_embedding.weight"), self.part("item_embedding.weight")])
+        layers = [layer]
+        for _ in range(self.backbone.num_layers):
+            layers.append(torch.sparse.mm(self.adjacency, layers[-1]))
+        mean = torch.stack(layers, 1).mean(1)
+        users, items = mean.split([self.model.n_users, self.model.n_items])
+        return users, items + higher
+
+    def loss(self, batch):
+        """FREEDOM's, or CCDRec's on it, by the same draws."""
+        users, positives = batch["user_id"], batch["item_id"]
+        easy = self.model.negatives.draw(batch, None, self.model.seed, self.model.epoch).items[:, 0]
+        higher = torch.sparse.mm(self.item_graph, self.part("item_embedding.weight"))
+        projected = self.projected()
+        negatives, diffusion = [easy], 0.0
+        if self.prefix:
+            negatives.append(self._hard(batch))
+            higher, diffusion = self._diffused(batch, torch.cat([positives, *negatives]), higher, projected)
+        vectors = self.representations(higher)
+        losses = [self._bpr(vectors[0], vectors[1], users, positives, items) for items in negatives]
+        ranking = losses[0] if len(losses) == 1 else 0.2 * losses[0] + 0.8 * losses[1]
+        features = sum(self._bpr(vectors[0], table, users, positives, easy) for table in projected)
+        return ranking + diffusion + self.backbone.reg_weight * features
+
+    def _hard(self, batch):
+        return self.model.curricular_items(Rows(batch["user_id"], batch["item_id"], batch["sample_id"],
+                                                self.model.seed, self.model.epoch))[:, 0]
+
+    def _diffused(self, batch, items, higher, projected):
+        model, every = self.model, torch.arange(self.model.n_items)
+        seed = fold_in(model.seed, model.epoch, 10, int(batch["sample_id"][0]))
+        step = 1 + (keyed_uniform(every, 1, fold_in(seed, 0), torch.float64)[:, 0] * 20).long()
+        noise = keyed_normal(every, model.size, fold_in(seed, 1))
+        embedding = self.part("item_embedding.weight")
+        noised = q_sample(embedding, noise, *model.schedule.alpha_sigma_at(step))
+        conditions = torch.stack(projected, 1)
+        weight = {"qkv.weight": self.copies["estimator.qkv.weight"]}
+        predicted = torch.func.functional_call(
+            model.estimator, weight, (noised, (step - 1).float(), conditions, self.backbone.features.present))
+        chosen = torch.zeros(model.n_items, 1, dtype=torch.bool)
+        chosen[items] = True
+        loss = ((predicted - embedding).square() * chosen).sum() / (chosen.sum() * model.size)
+        return torch.where(chosen, 0.5 * higher + 0.5 * predicted, higher), loss
+
+    @staticmethod
+    def _bpr(user_table, item_table, users, positives, negatives):
+        margins = (user_table[users] * (item_table[positives] - item_table[negatives])).sum(1)
+        return -functional.logsigmoid(margins).mean()
+
+
+def plain_step(plain):
+    optimizer = torch.optim.Adam(plain.copies.values(), lr=1e-3, foreach=False)
+
+    def step(batch):
+        optimizer.zero_grad()
+        loss = plain.loss(batch)
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+def our_step(model):
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
+
+    def step(batch):
+        optimizer.zero_grad(set_to_none=True)
+        loss = model.ranking_loss(batch)
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+@pytest.mark.parametrize("name", ["FREEDOM", "CCDRec"])
+def test_a_training_step(baby, name):
+    model, parts, config = build(baby, name, train_features=True, train_batch_size=512, reg_weight=1e-3)
+    rows = batches(parts, config, 4)
+    model.epoch = 1
+    if name == "CCDRec":
+        model.infer(0)
+    plain = Plain(model)
+    loss, by_hand = model.ranking_loss(rows[0]), plain.loss(rows[0])
+    loss.backward()
+    by_hand.backward()
+    assert loss.item() == pytest.approx(by_hand.item(), rel=1e-5)
+    for key, value in model.named_parameters():
+        scale = plain.copies[key].grad.abs().max()
+        torch.testing.assert_close(value.grad / scale, plain.copies[key].grad / scale, rtol=0, atol=1e-5,
+                                   msg=key)
+    steps = our_step(model), plain_step(plain)
+    ours, theirs = times_in_turn(*(lambda step=step: [step(batch) for batch in rows] for step in steps))
+    print(f"\n{name}, a step of 512 rows, trained features: {1000 * ours / 4:.0f} ms, plain "
+          f"{1000 * theirs / 4:.0f} ms: {theirs / ours:.1f}x")
+    assert theirs / ours > REQUIRED_STEP_RATIO[name]
+
+
+# ---- epochs ----------------------------------------------------------------------------------------
+
+
+def epoch_of(model, parts, config):
+    """A function that trains an epoch as the trainer does, inference included."""
+    step, loader = our_step(model), stage_loader(config, parts.train, "target", 2048, 1)
+
+    def epoch():
+        model.epoch = 1
+        model.train()
+        model.before_epoch(1)
+        for batch in loader:
+            step(batch)
+        model.after_epoch(1)
+
+    return epoch
+
+
+@pytest.mark.parametrize("backbone", ["FREEDOM", "LATTICE"])
+def test_an_epoch_of_ccdrec_against_its_backbone(baby, backbone):
+    """At equal batch size, number of negatives and training of features (frozen)."""
+    alone = build(baby, backbone, num_negatives=2)
+    plugged = build(baby, "CCDRec", backbone=backbone)
+    ours, theirs = times_in_turn(*(epoch_of(*made) for made in (plugged, alone)))
+    print(f"\nan epoch: CCDRec({backbone}) {ours:.1f} s, {backbone} {theirs:.1f} s: {ours / theirs:.2f}x")
+    assert ours / theirs < MOST_EPOCH_RATIO
+
+
+def test_the_learned_graph_is_rebuilt_in_a_second(baby):
+    model, _, _ = build(baby, "LATTICE")
+    started = time.process_time()
+    edges = model.latent_graph(model.features)
+    seconds = time.process_time() - started
+    print(f"\nLATTICE's graph of {ITEMS} x 64 projections and {DIMS}: {seconds:.2f} s")
+    assert len(edges.rows) <= 4 * 10 * (ITEMS + 1)
+    assert seconds < MOST_REBUILD_SECONDS
+
+
+def test_full_evaluation(baby):
+    model, parts, config = build(baby, "FREEDOM")
+    evaluator = Evaluator(config, parts)
+    started = time.process_time()
+    metrics = evaluator.evaluate(model, "valid", ["ranking_full"]).metrics
+    seconds = time.process_time() - started
+    print(f"\nfull evaluation of {USERS} users x {ITEMS} items: {seconds:.1f} s")
+    assert 0 <= metrics["ranking_full"]["recall@20"] <= 1
+
+
+# ---- growth ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_ten_times_the_items(tmp_path):
+    """A step and the inference of CCDRec on FREEDOM grow as the items, not as their square."""
+    found = {}
+    for times in (1, 10):
+        folder = write_domain(tmp_path / str(times), USERS, ITEMS * times, ROWS, {"image": 64, "text": 32})
+        model, parts, config = build(folder, "CCDRec")
+        model.epoch = 1
+        model.infer(0)
+        step, (batch,) = our_step(model), batches(parts, config, 1)
+        functions = partial(step, batch), partial(model.infer, 0)
+        seconds = times_in_turn(*functions)
+        held = [peak_bytes(function, "cpu", tmp_path / "trace.json") for function in functions]
+        found[times] = [*seconds, *held]
+        print(f"\n{ITEMS * times} items: step {seconds[0]:.2f} s, {held[0] / 2**20:.0f} MiB; inference "
+              f"{seconds[1]:.2f} s, {held[1] / 2**20:.0f} MiB")
+    assert all(more / less < MOST_GROWTH for less, more in zip(found[1], found[10], strict=True))
