@@ -20,7 +20,7 @@ from recbole_mmdiff.errors import ConfigError, at_least, in_words_of, one_of, sh
 from recbole_mmdiff.model.backbone import Backbone
 from recbole_mmdiff.model.base import take
 from recbole_mmdiff.model.negative_sampling import Curriculum, Negatives, Representations, Rows
-from recbole_mmdiff.model.pairwise import PairwiseRecommender, Triples
+from recbole_mmdiff.model.pairwise import PairwiseRecommender, Projected, Triples
 from recbole_mmdiff.model.registry import MODELS, get_model
 
 #: how the negatives of the pools are scheduled: the paper's, its ablation DMA+NDI, and DMA alone
@@ -125,9 +125,11 @@ class CCDRec(PairwiseRecommender):
         if self.pool_schedule != "none":
             negatives.append(self.curricular_items(rows))
         items = torch.unique(torch.cat([rows.positives[:, None], *negatives], 1))
-        predicted, diffusion = self.denoised(items, fold_in(self.seed, self.epoch, 10, int(rows.samples[0])))
+        projected = Projected(items, self.backbone.features.project(items))
+        predicted, diffusion = self.denoised(
+            projected, fold_in(self.seed, self.epoch, 10, int(rows.samples[0])))
         tables = self.joined(items, predicted)
-        batches = [Triples(rows.users, rows.positives, Negatives(part)) for part in negatives]
+        batches = [Triples(rows.users, rows.positives, Negatives(part), projected) for part in negatives]
         losses = [self.bpr(batch, tables) for batch in batches]
         ranking = losses[0] if len(losses) == 1 else torch.lerp(*losses, self.omega)
         return ranking + self.diffusion_weight * diffusion + self.backbone.auxiliary_loss(batches[0], tables)
@@ -141,17 +143,17 @@ class CCDRec(PairwiseRecommender):
 
     # ---- the diffusion (DMA) -------------------------------------------------------------------
 
-    def denoised(self, items: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-        """The estimate f (b, d) of the embeddings of distinct items (b,), each noised to a step of its
+    def denoised(self, projected: Projected, seed: int) -> tuple[Tensor, Tensor]:
+        """The estimate f (u, d) of the embeddings of distinct items (u,), each noised to a step of its
         own (Eq. 1), and L_dm (Eq. 5)."""
+        items = projected.items
         embedding = take(self.backbone.item_embedding.weight, items)
         uniform = keyed_uniform(items, 1, fold_in(seed, 0), torch.float64)[:, 0]
         step = 1 + (uniform * self.schedule.num_steps).long()
         noise = keyed_normal(items, self.size, fold_in(seed, 1), embedding.dtype)
         noised = q_sample(embedding, noise, *self.schedule.alpha_sigma_at(step, embedding.dtype))
-        features = self.backbone.features
-        time = (step - 1).to(embedding.dtype)
-        predicted = self.estimator(noised, time, features.project(items), features.present[items])
+        predicted = self.estimator(noised, (step - 1).to(embedding.dtype), projected.features,
+                                   self.backbone.features.present[items])
         return predicted, diffusion_loss(predicted, embedding, noise, "x0", "mse")
 
     def joined(self, items: Tensor, predicted: Tensor) -> Representations:

@@ -10,7 +10,7 @@ from recbole_mmdiff.model.backbone import Backbone
 from recbole_mmdiff.model.base import take
 from recbole_mmdiff.model.item_graph import item_graph, modality_weights
 from recbole_mmdiff.model.negative_sampling import Representations, lightgcn_representations
-from recbole_mmdiff.model.pairwise import Triples, bpr_loss
+from recbole_mmdiff.model.pairwise import Projected, Triples, bpr_loss
 
 
 class FREEDOM(Backbone):
@@ -89,8 +89,11 @@ class FREEDOM(Backbone):
         """BPR of the projected features of each modality, ``reg_weight`` times their sum."""
         if not self.reg_weight:
             return 0.0
-        items, place = torch.unique(batch.items(), return_inverse=True)
-        users, projected = take(tables.users, batch.users), self.features.project(items)
+        projected = batch.projected
+        if projected is None:
+            items = torch.unique(batch.items())
+            projected = Projected(items, self.features.project(items))
+        users, place = take(tables.users, batch.users), torch.searchsorted(projected.items, batch.items())
         losses = [bpr_loss(users, take(features, place[:, 0]), take(features, place[:, 1:]))
-                  for features in projected.unbind(1)]
+                  for features in projected.features.unbind(1)]
         return self.reg_weight * sum(losses)

@@ -14,12 +14,21 @@ from recbole_mmdiff.model.forgetful import Forgetful
 from recbole_mmdiff.model.negative_sampling import Negatives, NegativeSampling, Representations
 
 
+class Projected(NamedTuple):
+    """Projected features (u, modalities, d) of distinct items (u,), in order of id."""
+
+    items: Tensor
+    features: Tensor
+
+
 class Triples(NamedTuple):
-    """A batch: users (b,), positive items (b,), negatives (b, k)."""
+    """A batch: users (b,), positive items (b,), negatives (b, k); and what has been projected of its
+    items' features already, these and perhaps others."""
 
     users: Tensor
     positives: Tensor
     negatives: Negatives
+    projected: Projected | None = None
 
     def items(self) -> Tensor:
         """(b, 1 + k): the positive item and the negative ones."""

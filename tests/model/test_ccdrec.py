@@ -12,6 +12,7 @@ from recbole_mmdiff.config import Config
 from recbole_mmdiff.diffusion import fold_in, keyed_normal, keyed_uniform
 from recbole_mmdiff.errors import ConfigError
 from recbole_mmdiff.model.negative_sampling import Rows
+from recbole_mmdiff.model.pairwise import Projected
 from recbole_mmdiff.quick_start import build_model, prepare_data
 
 SMALL = {"embedding_size": 8, "knn_k": 5, "num_steps": 6, "curriculum_interval": 1}
@@ -55,6 +56,10 @@ def batch_of(train, count=24):
     return Interaction({**rows, "sample_id": order})
 
 
+def projected(model, items):
+    return Projected(items, model.backbone.features.project(items))
+
+
 def estimate(model, items, noised, time):
     """f, one item at a time."""
     features = model.backbone.features
@@ -71,7 +76,7 @@ def test_diffusion_loss_by_hand(built):
     """Eqs. 1 and 5: every item at its own step, betas not rescaled."""
     model, _ = built()
     items, seed = torch.tensor([3, 9, 20, 41]), 5
-    predicted, loss = model.denoised(items, seed)
+    predicted, loss = model.denoised(projected(model, items), seed)
     betas = np.linspace(1e-4, 0.02, 6)
     bars = np.cumprod(1 - betas)
     uniform = keyed_uniform(items, 1, fold_in(seed, 0), torch.float64)[:, 0].numpy()
@@ -125,7 +130,8 @@ def test_loss_is_the_weighted_sum(built, schedule):
     hard = model.negatives.unknown.draw(users, uniforms)[:, 0]    # Nothing is inferred in epoch 0.
     drawn = [positives, easy] + ([hard] if schedule == "curriculum" else [])
     items = torch.unique(torch.cat(drawn))
-    predicted, diffusion = model.denoised(items, fold_in(77, 0, 10, int(batch["sample_id"][0])))
+    predicted, diffusion = model.denoised(projected(model, items),
+                                          fold_in(77, 0, 10, int(batch["sample_id"][0])))
     tables = model.joined(items, predicted)
     ranking = softplus_margins(tables, users, positives, easy)
     if schedule == "curriculum":
