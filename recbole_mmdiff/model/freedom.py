@@ -3,14 +3,15 @@
 import torch
 from torch import Tensor
 
-from recbole_mmdiff.diffusion import fold_in, keyed_uniform
+from recbole_mmdiff.diffusion import fold_in
 from recbole_mmdiff.errors import at_least, share
-from recbole_mmdiff.graph import bipartite_adjacency, keep_by_degree, propagate, propagated_layers
+from recbole_mmdiff.graph import bipartite_adjacency, propagate, propagated_layers
 from recbole_mmdiff.model.backbone import Backbone
 from recbole_mmdiff.model.base import take
 from recbole_mmdiff.model.item_graph import item_graph, modality_weights
 from recbole_mmdiff.model.negative_sampling import Representations, lightgcn_representations
 from recbole_mmdiff.model.pairwise import Projected, Triples, bpr_loss
+from recbole_mmdiff.model.user_item_graph import distinct_edges, kept_edges
 
 
 class FREEDOM(Backbone):
@@ -45,9 +46,7 @@ class FREEDOM(Backbone):
         share("dropout", config["dropout"], below_one=True)
         self.num_layers, self.num_item_layers = config["num_layers"], config["num_item_layers"]
         self.dropout, self.reg_weight = config["dropout"], config["reg_weight"]
-        rows = dataset.inter_feat
-        self.edges = torch.unique(
-            torch.stack([rows[dataset.uid_field], rows[dataset.iid_field]]), dim=1)
+        self.register_buffer("edges", distinct_edges(dataset), persistent=False)
         self.register_buffer("adjacency", self._adjacency(self.edges), persistent=False)
         graph, transposed = item_graph(self.features, config["knn_k"],
                                        modality_weights(config["modality_weights"], self.features.names))
@@ -60,12 +59,10 @@ class FREEDOM(Backbone):
 
     def before_epoch(self, epoch: int) -> None:
         """Draw the edges of the epoch."""
-        if not self.dropout:
-            return
-        count = self.edges.shape[1]
-        uniforms = keyed_uniform(torch.arange(count), 1, fold_in(self.seed, epoch, 4), torch.float64)
-        kept = keep_by_degree(*self.edges, self.n_users, self.n_items, 1 - self.dropout, uniforms[:, 0])
-        self.epoch_adjacency = self._adjacency(self.edges[:, kept]).to(self.device)
+        if self.dropout:
+            seed = fold_in(self.seed, epoch, 4)
+            self.epoch_adjacency = self._adjacency(
+                kept_edges(self.edges, self.n_users, self.n_items, self.dropout, seed))
 
     # ---- representations -----------------------------------------------------------------------
 

@@ -17,11 +17,12 @@ from recbole_mmdiff.diffusion import (
     q_sample,
 )
 from recbole_mmdiff.errors import at_least, in_words_of, share
-from recbole_mmdiff.graph import Edges, bipartite_adjacency, keep_by_degree, propagated_layers, similarities
+from recbole_mmdiff.graph import Edges, bipartite_adjacency, propagated_layers, similarities
 from recbole_mmdiff.model.backbone import Backbone
 from recbole_mmdiff.model.base import take
 from recbole_mmdiff.model.negative_sampling import Representations, lightgcn_representations
 from recbole_mmdiff.model.pairwise import Triples, mean_square
+from recbole_mmdiff.model.user_item_graph import distinct_edges, kept_edges
 
 #: what is drawn, each by a seed of its own
 _EDGES, _ITEMS, _STEPS, _NOISE, _MAPS, _UNITS, _REVERSE = range(20, 27)
@@ -81,8 +82,7 @@ class MCDRec(Backbone):
         self.perceptron = Perceptron([(1 + modalities) * self.size, *config["hidden_sizes"], self.size],
                                      config["dropout_prob"])
         self.register_buffer("denoised", self.item_embedding.weight.detach().clone())
-        rows = dataset.inter_feat
-        edges = torch.unique(torch.stack([rows[dataset.uid_field], rows[dataset.iid_field]]), dim=1)
+        edges = distinct_edges(dataset)
         self.register_buffer("edges", edges, persistent=False)
         self.register_buffer("adjacency", bipartite_adjacency(*edges, self.n_users, self.n_items),
                              persistent=False)
@@ -94,11 +94,9 @@ class MCDRec(Backbone):
     @torch.no_grad()
     def before_epoch(self, epoch: int) -> None:
         """Draw the edges of the epoch, and weigh them."""
-        self.batch, edges = 0, self.edges
-        if self.dropout:
-            places = torch.arange(edges.shape[1], device=edges.device)
-            uniforms = keyed_uniform(places, 1, fold_in(self.seed, epoch, _EDGES), torch.float64)[:, 0]
-            edges = edges[:, keep_by_degree(*edges, self.n_users, self.n_items, 1 - self.dropout, uniforms)]
+        self.batch = 0
+        edges = kept_edges(self.edges, self.n_users, self.n_items, self.dropout,
+                           fold_in(self.seed, epoch, _EDGES))
         self.epoch_adjacency = bipartite_adjacency(*edges, self.n_users, self.n_items, self.weights(*edges))
 
     def weights(self, users: Tensor, items: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from contract import RankingContract
 from recbole.data.interaction import Interaction
+from running import assert_same_weights, run_in_pieces, run_keys
 
 from recbole_mmdiff.config import Config
 from recbole_mmdiff.diffusion import fold_in, keyed_normal, keyed_uniform
@@ -31,6 +32,22 @@ class TestCCDRecAsTheirCode(RankingContract):
     keys = {**SMALL, "reference": "code", "modalities": ["text"], "train_features": True}
     accurate_keys = LONG
     least_ndcg_ratio = 2.5
+
+
+@pytest.mark.parametrize(("backbone", "keys"), [
+    ("LATTICE", {}), ("LATTICE", {"reference": "code"}), ("MCDRec", {}),
+    ("FREEDOM", {"mirror_interval": 2})], ids=str)
+def test_on_other_backbones(ranking_config, tmp_path, monkeypatch, backbone, keys):
+    """A run that is resumed after each epoch is the run, and it learns."""
+    keys = {**SMALL, **LONG, "epochs": 4, "backbone": backbone, **keys}
+    if backbone == "MCDRec":
+        keys.pop("knn_k")       # It has no item graph.
+    keys = ranking_config("CCDRec", **keys)
+    whole = run_keys(keys, tmp_path / "whole")
+    resumed = run_in_pieces(keys, tmp_path / "pieces", 4, monkeypatch)
+    assert_same_weights(whole.model, resumed.model)
+    losses = [entry["loss"][0] for entry in whole.metrics["history"]]
+    assert losses[-1] < losses[0]
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ class TestMMGCN(RankingContract):
 class TestMMGCNWithHardNegatives(TestMMGCN):
     """Negatives that depend on the model's vectors."""
 
-    keys = {**TestMMGCN.keys, "negative_sampler": "dns", "num_negatives": 2}
+    keys = {**TestMMGCN.keys, "negative_sampler": "dns", "negative_candidates": 2}
 
 
 @pytest.fixture(scope="module")
