@@ -74,7 +74,9 @@ class CCDRec(PairwiseRecommender):
         self.pool_schedule = one_of("pool_schedule", config["pool_schedule"], SCHEDULES)
         for key in ("diffused_weight", "curricular_weight"):
             share(key, config[key])
-        self.mu, self.omega = config["diffused_weight"], config["curricular_weight"]
+        self.mu, omega, easy = config["diffused_weight"], config["curricular_weight"], config["num_negatives"]
+        weights = torch.tensor([(1 - omega) / easy] * easy + [omega])
+        self.register_buffer("negative_weights", weights, persistent=False)
         self.diffusion_weight = config["diffusion_weight"]
         at_least("diffusion_weight", self.diffusion_weight, 0)
         with in_words_of("num_steps, beta_start, beta_end, embedding_size"):
@@ -121,18 +123,19 @@ class CCDRec(PairwiseRecommender):
         """L = (1 - omega) L_bpr^r + omega L_bpr^c + lambda L_dm (Eq. 9), and what the backbone adds."""
         rows = Rows(interaction[self.USER_ID], interaction[self.ITEM_ID], interaction[SAMPLE_ID],
                     self.seed, self.epoch)
-        negatives = [self.negatives.draw(interaction, None, self.seed, self.epoch).items]
+        easy = self.negatives.draw(interaction, None, self.seed, self.epoch).items
+        negatives, weights = easy, None
         if self.pool_schedule != "none":
-            negatives.append(self.curricular_items(rows))
-        items = torch.unique(torch.cat([rows.positives[:, None], *negatives], 1))
+            negatives = torch.cat([easy, self.curricular_items(rows)], 1)
+            weights = self.negative_weights
+        items = torch.unique(torch.cat([rows.positives[:, None], negatives], 1))
         projected = Projected(items, self.backbone.features.project(items))
         predicted, diffusion = self.denoised(
             projected, fold_in(self.seed, self.epoch, 10, int(rows.samples[0])))
         tables = self.joined(items, predicted)
-        batches = [Triples(rows.users, rows.positives, Negatives(part), projected) for part in negatives]
-        losses = [self.bpr(batch, tables) for batch in batches]
-        ranking = losses[0] if len(losses) == 1 else torch.lerp(*losses, self.omega)
-        return ranking + self.diffusion_weight * diffusion + self.backbone.auxiliary_loss(batches[0], tables)
+        ranking = self.bpr(Triples(rows.users, rows.positives, Negatives(negatives)), tables, weights)
+        batch = Triples(rows.users, rows.positives, Negatives(easy), projected)
+        return ranking + self.diffusion_weight * diffusion + self.backbone.auxiliary_loss(batch, tables)
 
     def curricular_items(self, rows: Rows) -> Tensor:
         """(b, 1): negatives out of the epoch's pool (CNS); random ones before there are pools."""

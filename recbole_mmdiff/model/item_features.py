@@ -98,14 +98,15 @@ class RowGradient:
         """Add ``gradient`` (b, dim) to the table's gradient at distinct ``rows`` (b,)."""
         if self.buffer is None or self.buffer.device != table.device or self.buffer.dtype != table.dtype:
             self.buffer, self.touched = torch.zeros_like(table), []
-        if table.grad is not self.buffer:
+        if table.grad is self.buffer:       # The same step asked for other rows, too.
+            self.buffer.index_add_(0, rows, gradient.to(table.dtype))
+        elif table.grad is not None:
+            raise RuntimeError("the table of features has another gradient than its rows'")
+        else:
             for before in self.touched:
                 self.buffer[before] = 0
-            self.touched = []
-            if table.grad is not None:
-                raise RuntimeError("the table of features has another gradient than its rows'")
-            table.grad = self.buffer
-        self.buffer.index_add_(0, rows, gradient.to(table.dtype))
+            self.touched, table.grad = [], self.buffer
+            self.buffer[rows] = gradient.to(table.dtype)
         self.touched.append(rows)
         if len(self.touched) > 16:      # Somebody adds up the gradients of many steps.
             self.touched = [torch.unique(torch.cat(self.touched))]

@@ -94,12 +94,13 @@ class PairwiseRecommender(Forgetful, StagedRecommender):
         return Triples(users, positives, negatives)
 
     @staticmethod
-    def bpr(batch: Triples, tables: Representations) -> Tensor:
-        """Mean over positives and negatives of -log sigmoid(score of the positive - of the negative)."""
+    def bpr(batch: Triples, tables: Representations, weights: Tensor | None = None) -> Tensor:
+        """``bpr_loss`` of a batch."""
         negatives = batch.negatives.vectors
         if negatives is None:
             negatives = take(tables.items, batch.negatives.items)
-        return bpr_loss(take(tables.users, batch.users), take(tables.items, batch.positives), negatives)
+        return bpr_loss(take(tables.users, batch.users), take(tables.items, batch.positives), negatives,
+                        weights)
 
     def auxiliary_loss(self, batch: Triples, tables: Representations) -> Tensor | float:
         """What a model adds to BPR's loss."""
@@ -138,15 +139,17 @@ class PairwiseRecommender(Forgetful, StagedRecommender):
         return torch.zeros(len(item), device=item.device)
 
 
-def bpr_loss(users: Tensor, positives: Tensor, negatives: Tensor) -> Tensor:
+def bpr_loss(users: Tensor, positives: Tensor, negatives: Tensor, weights: Tensor | None = None) -> Tensor:
     """Bayesian personalised ranking (Rendle et al. 2009): mean of -log sigmoid(u p - u n), a scalar.
 
     Args:
         users, positives: (b, d).
         negatives: (b, k, d).
+        weights: (k,) of the first to the last negative of each row; None weighs them alike, 1 / k.
     """
     margins = (users * positives).sum(-1, keepdim=True) - (users[:, None] * negatives).sum(-1)
-    return functional.softplus(-margins.float()).mean()
+    losses = functional.softplus(-margins.float()).mean(0)
+    return losses.mean() if weights is None else (losses * weights).sum()
 
 
 def mean_square(*vectors: Tensor) -> Tensor:

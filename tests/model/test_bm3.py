@@ -102,6 +102,13 @@ def test_scores_by_hand(built):
                                atol=1e-6)
 
 
+def test_at_the_start_scores_are_those_of_the_graph(build_toy):
+    """The predictor is the identity."""
+    model, train = build_toy("BM3")
+    users, items = (part.detach().numpy() for part in model.online()[:2])
+    np.testing.assert_allclose(scores_by_model(model, train), scores_by_hand(users, items, train), atol=1e-6)
+
+
 def test_trained_features(built):
     """Of the batch's items, the rows of those that have the modality learn, as by autograd."""
     toy = built(train_features=True)
