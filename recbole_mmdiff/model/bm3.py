@@ -31,12 +31,12 @@ class BM3(WithoutNegatives):
     Deviations:
         - The predictor starts as the identity. From a random start it may come to turn a part of the space
           around (negative eigenvalues): users and their items then lie on opposite sides there, which f
-          makes up for in the losses, but not in the scores, where f stands on both sides. On the data that
-          we have Recall@20 fell to 0.
+          makes up for in the losses, but not in the scores, where f stands on both sides. On the data we
+          have Recall@20 fell to 0 in such a run.
         - The losses are 1 - cos instead of -cos, which is the same but for a constant.
         - The penalty is the public toolbox's, the same for every user and every item. The paper's squared
-          length of h_u and h_i, in a batch, shortens those most that stand in many rows: the losses ask
-          nothing of a vector's length, but the scores do, and popular items came last.
+          length of h_u and h_i, in a batch, falls on those most that stand in many rows. The losses ask
+          nothing of a vector's length, but the scores do: popular items had the shortest vectors.
         - The two losses of a modality are averaged over the rows whose item has it.
         - Features are frozen (``train_features: False``); the public toolbox trains them.
         - Dropout is drawn by (seed, epoch, sample), for each row of a batch anew.

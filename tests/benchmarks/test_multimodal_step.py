@@ -198,9 +198,10 @@ def test_a_training_step(baby, name):
     by_hand.backward()
     assert loss.item() == pytest.approx(by_hand.item(), rel=1e-5)
     for key, value in model.named_parameters():
-        scale = plain.copies[key].grad.abs().max()
-        torch.testing.assert_close(value.grad / scale, plain.copies[key].grad / scale, rtol=0, atol=1e-5,
-                                   msg=key)
+        by_hand = plain.copies[key].grad
+        # FREEDOM's biases of projections cancel: rounding is all that their gradients are.
+        atol = 1e-5 * by_hand.abs().max().item() + 1e-12
+        torch.testing.assert_close(value.grad, by_hand, rtol=0, atol=atol, msg=key)
     steps = our_step(model), plain_step(plain)
     ours, theirs = times_in_turn(*(lambda step=step: [step(batch) for batch in rows] for step in steps))
     print(f"\n{name}, a step of 512 rows, trained features: {1000 * ours / 4:.0f} ms, plain "

@@ -32,6 +32,7 @@ class TestMMGCNWithHardNegatives(TestMMGCN):
     """Negatives that depend on the model's vectors."""
 
     keys = {**TestMMGCN.keys, "negative_sampler": "dns", "negative_candidates": 2}
+    least_ndcg_ratio = 3.0
 
 
 @pytest.fixture(scope="module")
