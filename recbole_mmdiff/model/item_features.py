@@ -66,12 +66,18 @@ class ItemFeatures(nn.Module):
 
     def project(self, items: Tensor) -> Tensor:
         """h^m = e^m W_m + b_m of distinct items (b,): (b, modalities, size), zero where one is missing."""
-        projected = [layer(self.rows(number, items)) for number, layer in enumerate(self.projections)]
-        return torch.stack(projected, 1) * self.present[items][:, :, None]
+        return self._projected([self.rows(number, items) for number in range(len(self.names))],
+                               self.present[items])
 
     def project_all(self) -> Tensor:
         """(n_items, modalities, size): ``project`` of all items."""
-        return self.project(torch.arange(len(self.present), device=self.present.device))
+        if self.trainable:
+            return self.project(torch.arange(len(self.present), device=self.present.device))
+        return self._projected([self.table(number) for number in range(len(self.names))], self.present)
+
+    def _projected(self, rows: list[Tensor], present: Tensor) -> Tensor:
+        projected = [layer(part) for layer, part in zip(self.projections, rows, strict=True)]
+        return torch.stack(projected, 1) * present[:, :, None]
 
 
 def _names(dataset, names: list[str] | None) -> list[str]:

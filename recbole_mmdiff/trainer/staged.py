@@ -9,13 +9,11 @@ from time import perf_counter
 import torch
 from recbole.trainer import Trainer
 from recbole.utils import early_stopping, set_color
-from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
 from recbole_mmdiff.data.loaders import stage_loader
 from recbole_mmdiff.data.preparation import Parts, train_loader
 from recbole_mmdiff.diffusion.noise import fold_in
-from recbole_mmdiff.errors import at_least
 from recbole_mmdiff.model.base import Stage
 from recbole_mmdiff.model.sampled_pairwise import SampledPairwise
 from recbole_mmdiff.trainer.checkpoint import (
@@ -25,6 +23,7 @@ from recbole_mmdiff.trainer.checkpoint import (
     save_checkpoint,
     set_random_state,
 )
+from recbole_mmdiff.trainer.steps import Stepper
 
 
 @dataclass
@@ -67,14 +66,9 @@ class StagedTrainer(Trainer):
             self.saved_model_file = str(checkpoint)
         self.progress = Progress()
         self.best: dict | None = None
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=bool(self.enable_scaler))
-        for key in ("mirror_interval", "mirror_descent", "mirror_ascent"):
-            at_least(key, config[key], 0)
-        self.mirror_interval = config["mirror_interval"]
+        self.stepper = Stepper(config, self.device)
         # Stages are trained by us, everything else by RecBole's loader and loop.
         self.staged = hasattr(model, "stages") or bool(config["negative_sampler"])
-        # float16 loses small gradients without a scaler.
-        self.half = torch.float16 if self.enable_scaler else torch.bfloat16
 
     # ---- the run -------------------------------------------------------------------------------
 
@@ -206,36 +200,14 @@ class StagedTrainer(Trainer):
                        disable=not self.show_progress)
         for number, batch in enumerate(batches):
             batch = batch.to(self.device)
-            step = self._mirrored_step if self.mirror_interval and not number % self.mirror_interval \
-                else self._step
             for which, loss_of in enumerate(stage.losses):
-                totals[which] += step(loss_of, batch, stage.clips).detach()
+                totals[which] += self.stepper.step(self.optimizer, loss_of, batch,
+                                                   self.clip_grad_norm if stage.clips else None, number)
         if stage.after_epoch is not None:
             stage.after_epoch(epoch)
         means = (totals / len(loader)).tolist()
         self._check_finite(means, stage, epoch)
         return tuple(means)
-
-    def _mirrored_step(self, loss_of, batch, clips: bool) -> torch.Tensor:
-        """Mirror gradient (Zhong et al., WWW 2024): a step down by alpha_1 times the loss, then one up
-        by alpha_2 times the loss that is found there."""
-        loss = self._step(loss_of, batch, clips, self.config["mirror_descent"])
-        self._step(loss_of, batch, clips, -self.config["mirror_ascent"])
-        return loss
-
-    def _step(self, loss_of, batch, clips: bool, factor: float = 1.0) -> torch.Tensor:
-        self.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(self.device.type, self.half, enabled=bool(self.enable_amp)):
-            loss = loss_of(batch)
-        self.scaler.scale(factor * loss).backward()
-        if self.clip_grad_norm and clips:
-            # RecBole clips the scaled gradient; the norm is meant for the true one.
-            self.scaler.unscale_(self.optimizer)
-            parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-            clip_grad_norm_(parameters, **self.clip_grad_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        return loss
 
     @staticmethod
     def _check_finite(means, stage: Stage, epoch: int) -> None:
@@ -284,7 +256,7 @@ class StagedTrainer(Trainer):
         save_checkpoint(
             Path(self.saved_model_file), self.config, self.model, asdict(self.progress),
             optimizers=self._optimizers() if loader is not None else None,
-            scaler=self.scaler.state_dict(), random=random_state(loader),
+            scaler=self.stepper.scaler.state_dict(), random=random_state(loader),
             best=self.best, best_valid_result=self.best_valid_result,
             finished=finished)
 
@@ -301,7 +273,7 @@ class StagedTrainer(Trainer):
         self.progress = Progress(**state["progress"])
         self.best = state["best"]
         self.best_valid_result = state["best_valid_result"]
-        self.scaler.load_state_dict(state["scaler"])
+        self.stepper.scaler.load_state_dict(state["scaler"])
         if self.verbose:
             message = f"resumed from {path}: stage {self.progress.stage}, epoch {self.progress.epoch}"
             self.logger.info(set_color(message, "green"))

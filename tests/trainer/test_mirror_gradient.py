@@ -10,7 +10,7 @@ from recbole_mmdiff.data.preparation import prepare_parts
 from recbole_mmdiff.diffusion import fold_in
 from recbole_mmdiff.errors import ConfigError
 from recbole_mmdiff.model.sampled_pairwise import SampledPairwise
-from recbole_mmdiff.trainer import StagedTrainer, make_trainer
+from recbole_mmdiff.trainer import make_trainer
 
 #: several batches of the toy domain's rows; nothing is validated
 KEYS = {"train_batch_size": 4, "epochs": 2, "eval_step": 0, "learning_rate": 0.05, "checkpoint_interval": 100,
@@ -122,12 +122,9 @@ def test_each_loss_of_a_stage_is_mirrored(tiny_config):
 
         return loss
 
-    model = torch.nn.Module()
-    model.device, model.weight = torch.device("cpu"), weight
-    trainer = StagedTrainer(config, model)
-    trainer.optimizer = torch.optim.SGD([weight], lr=1.0)
+    stepper, optimizer = Stepper(config, torch.device("cpu")), torch.optim.SGD([weight], lr=1.0)
     for slope in (1.0, 10.0):
-        trainer._mirrored_step(loss_of(slope), None, False)
+        stepper.step(optimizer, loss_of(slope), None, None, 4)
     assert calls == [(1.0, 0.0), (1.0, 1.0), (10.0, 0.75), (10.0, 10.75)]
     assert weight.item() == 0.75 + 10 - 2.5
 
