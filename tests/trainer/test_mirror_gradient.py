@@ -11,6 +11,7 @@ from recbole_mmdiff.diffusion import fold_in
 from recbole_mmdiff.errors import ConfigError
 from recbole_mmdiff.model.sampled_pairwise import SampledPairwise
 from recbole_mmdiff.trainer import make_trainer
+from recbole_mmdiff.trainer.steps import Stepper
 
 #: several batches of the toy domain's rows; nothing is validated
 KEYS = {"train_batch_size": 4, "epochs": 2, "eval_step": 0, "learning_rate": 0.05, "checkpoint_interval": 100,
