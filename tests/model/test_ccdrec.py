@@ -204,25 +204,22 @@ def test_curriculum_of_pools(built, reference, numbers):
     assert [model.curriculum.pool(epoch) for epoch in range(13)] == numbers
 
 
-def test_negatives_of_a_pool(built):
-    """The curriculum: similarity to the positive rises pool by pool as the pools differ less from it; no
-    negative is a known positive."""
-    model, train = built(curriculum_interval=1, candidate_share=0.5)
-    rows = batch_of(train, 200)
-    known = set(zip(train.inter_feat["user_id"].tolist(), train.inter_feat["item_id"].tolist(), strict=True))
-    model.infer(0)
-    final = model.pools[4]
-    noise = torch.randn(final.shape, generator=torch.Generator().manual_seed(0)).double() * final.std()
-    model.pools = torch.stack([final + strength * noise for strength in (4, 2, 1, 0, 0)])
-    similarity = []
-    for epoch in range(1, 5):
-        model.epoch = epoch
-        drawn = model.curricular_items(
-            Rows(rows["user_id"], rows["item_id"], rows["sample_id"], 77, epoch - 1))[:, 0]
-        similarity.append((final[rows["item_id"]] * final[drawn]).sum(1).mean())
-        assert not known & set(zip(rows["user_id"].tolist(), drawn.tolist(), strict=True))
+def test_curriculum_of_a_trained_model(ranking_config, tmp_path):
+    """Pool by pool, what is drawn resembles the positive more; and none is a known positive."""
+    keys = {**SMALL, **LONG, "num_steps": 20, "candidate_share": 0.5}
+    made = run_keys(ranking_config("CCDRec", **keys), tmp_path / "run")
+    model, rows = made.model, made.parts.train.inter_feat
+    model.infer(made.metrics["best_epoch"])
+    users, positives = rows["user_id"], rows["item_id"]
+    known = set(zip(users.tolist(), positives.tolist(), strict=True))
+    similarity, batch = [], Rows(users, positives, torch.arange(len(users)), 5, 1)
+    for pool in model.pools:
+        drawn = model.negatives.from_pool(pool, batch, 1)[:, 0]
+        similarity.append(torch.cosine_similarity(pool[positives], pool[drawn]).mean().item())
+        assert not known & set(zip(users.tolist(), drawn.tolist(), strict=True))
         assert (drawn > 0).all()
     assert similarity == sorted(similarity)
+    assert similarity[-1] > similarity[0] + 0.1
 
 
 def test_scores_are_of_aligned_items(built):
