@@ -13,10 +13,16 @@ def sparse_matrix(rows: Tensor, columns: Tensor, values: Tensor, shape: tuple[in
         rows, columns: (n,) int64, no pair twice.
         values: (n,) float.
         shape: of the matrix.
+
+    Returns:
+        The matrix, with indices of 32 bits where they are enough: torch's libraries take no others, and
+        would convert them at every product.
     """
     order = torch.argsort(rows * shape[1] + columns)
-    starts = torch.zeros(shape[0] + 1, dtype=torch.int64, device=rows.device)
+    kind = torch.int32 if max(*shape, len(rows)) < 2**31 else torch.int64
+    starts = torch.zeros(shape[0] + 1, dtype=kind, device=rows.device)
     starts[1:] = torch.bincount(rows, minlength=shape[0]).cumsum(0)
+    columns = columns.to(kind)
     with warnings.catch_warnings():
         # torch calls CSR a beta; a user can do nothing about it.
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
@@ -28,4 +34,5 @@ def transpose(matrix: Tensor) -> Tensor:
     """The transpose (m, n) of a CSR matrix (n, m), again as CSR."""
     counts = matrix.crow_indices().diff()
     rows = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
-    return sparse_matrix(matrix.col_indices(), rows, matrix.values(), (matrix.shape[1], matrix.shape[0]))
+    shape = matrix.shape[1], matrix.shape[0]
+    return sparse_matrix(matrix.col_indices().long(), rows, matrix.values(), shape)

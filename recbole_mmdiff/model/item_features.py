@@ -110,9 +110,9 @@ class RowGradient:
             raise RuntimeError("the table of features has another gradient than its rows'")
         else:
             for before in self.touched:
-                self.buffer[before] = 0
+                self.buffer.index_fill_(0, before, 0)
             self.touched, table.grad = [], self.buffer
-            self.buffer[rows] = gradient.to(table.dtype)
+            self.buffer.index_copy_(0, rows, gradient.to(table.dtype))
         self.touched.append(rows)
         if len(self.touched) > 16:      # Somebody adds up the gradients of many steps.
             self.touched = [torch.unique(torch.cat(self.touched))]
