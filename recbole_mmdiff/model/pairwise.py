@@ -41,10 +41,14 @@ class PairwiseRecommender(Forgetful, StagedRecommender):
     A subclass implements ``representations``, and ``auxiliary_loss`` where its loss has more than BPR's.
     ``negative_sampler`` says how the ``num_negatives`` negatives of a positive are drawn. A user without
     a training row gets the mean vector of those who have one.
+
+    Attributes:
+        draws_negatives: False for a model whose loss takes positive rows alone.
     """
 
     input_type = InputType.PAIRWISE
     predicts_ratings = False
+    draws_negatives = True
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
@@ -53,7 +57,7 @@ class PairwiseRecommender(Forgetful, StagedRecommender):
             raise ConfigError(f"train_neg_ratio: {config['model']} draws its own negatives; set "
                               f"num_negatives instead")
         self.size, self.epochs = config["embedding_size"], config["epochs"]
-        self.negatives = NegativeSampling(config, dataset)
+        self.negatives = NegativeSampling(config, dataset) if self.draws_negatives else None
         self.register_buffer("is_trained", ids_with_rows(dataset, dataset.uid_field), persistent=False)
         self._kept: list[Representations] = []
 

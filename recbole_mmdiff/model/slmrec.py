@@ -13,6 +13,7 @@ from recbole_mmdiff.model.contrastive import modality_contrastive_loss
 from recbole_mmdiff.model.item_features import ItemFeatures
 from recbole_mmdiff.model.negative_sampling import Representations
 from recbole_mmdiff.model.without_negatives import WithoutNegatives
+from recbole_mmdiff.negatives import KnownItems
 
 TASKS = ("FAC", "FD", "FM")
 
@@ -74,6 +75,7 @@ class SLMRec(WithoutNegatives):
         rows = dataset.inter_feat
         adjacency = bipartite_adjacency(rows[self.USER_ID], rows[self.ITEM_ID], self.n_users, self.n_items)
         self.register_buffer("adjacency", adjacency, persistent=False)
+        self.known = KnownItems(rows[self.USER_ID], rows[self.ITEM_ID], self.n_users, self.n_items)
 
     # ---- representations -----------------------------------------------------------------------
 
@@ -124,9 +126,7 @@ class SLMRec(WithoutNegatives):
 
     def _known(self, users: Tensor, items: Tensor) -> Tensor:
         """(u, i) bool: whether a user has an item in a training row, of users (u,) and sorted items (i,)."""
-        unknown = self.negatives.unknown.to(users.device)
-        row, known = unknown.known.rows(users)
-        known = unknown.candidates[known]
+        row, known = self.known.to(users.device).rows(users)
         column = torch.searchsorted(items, known).clamp(max=len(items) - 1)
         there = items[column] == known
         mask = torch.zeros(len(users), len(items), dtype=torch.bool, device=users.device)

@@ -13,6 +13,8 @@ class WithoutNegatives(PairwiseRecommender):
         ConfigError: ``negative_sampler`` or ``num_negatives`` asks for negatives.
     """
 
+    draws_negatives = False
+
     def __init__(self, config, dataset):
         for key, unset in (("negative_sampler", None), ("num_negatives", 1)):
             if config[key] != unset:

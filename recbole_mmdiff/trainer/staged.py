@@ -177,7 +177,8 @@ class StagedTrainer(Trainer):
             loss = self._train_epoch(loader, epoch, show_progress=self.show_progress)
         entry = {"stage": stage.name, "epoch": epoch,
                  "loss": list(loss) if isinstance(loss, tuple) else loss,
-                 "samples": loader.sample_size,
+                 # RecBole's loader of knowledge graphs does not tell.
+                 "samples": getattr(loader, "sample_size", len(self.parts.train)),
                  "seconds": perf_counter() - started}
         self.progress.epoch += 1
         if stage.validates and self._is_due(epoch):

@@ -79,6 +79,20 @@ def test_general_models_on_one_domain(model, tiny_config, tmp_path):
     train_load_and_test(tiny_config(model, **SINGLE, **SMALL), tmp_path / "run")
 
 
+def test_a_knowledge_model_on_one_domain(make_tiny_pair, tiny_config, tmp_path):
+    pair = make_tiny_pair(tmp_path / "data")
+    items = sorted({item for _, item, _, _ in pair.target_rows})
+    graph = [f"e{number}\tlooks\te{(number * 7 + 1) % len(items)}" for number in range(len(items))]
+    links = [f"{item}\te{number}" for number, item in enumerate(items)]
+    for suffix, lines in (("kg", ["head_id:token\trelation_id:token\ttail_id:token", *graph]),
+                          ("link", ["item_id:token\tentity_id:token", *links])):
+        (pair.folder / "tgt" / f"tgt.{suffix}").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    columns = {**SINGLE["load_col"], "kg": ["head_id", "relation_id", "tail_id"],
+               "link": ["item_id", "entity_id"]}
+    train_load_and_test(tiny_config("CKE", **{**SINGLE, **SMALL, "load_col": columns},
+                                    data_path=pair.folder), tmp_path / "run")
+
+
 def test_pretraining_of_a_model_with_a_fit_of_its_own(tiny_config, tmp_path):
     """RaCT is trained in stages by hand: one run hands its checkpoint to the next."""
     keys = {"pretrain_epochs": 2, "save_step": 1, "epochs": 1}
