@@ -105,9 +105,11 @@ class Config(RecBoleConfig):
         dataset_defaults = read_defaults(f"dataset/{dataset}.yaml")
         given = merge(dataset_defaults, self.external_config_dict)
         files = ["overall.yaml", f"model/{model}.yaml"]
+        self.backbone_keys: set[str] = set()
         if hasattr(model_class, "backbone_class"):     # A plug-in has its backbone's keys, below its own.
-            backbone = merge(read_defaults(files[1]), given)["backbone"]
-            files.insert(1, f"model/{model_class.backbone_class(backbone).__name__}.yaml")
+            backbone = model_class.backbone_class(merge(read_defaults(files[1]), given).get("backbone"))
+            self.backbone_keys = model_keys(backbone)
+            files[1:1] = [f"model/{base.__name__}.yaml" for base in reversed(backbone.__mro__)]
         if given.get("target_domain"):
             files.insert(1, "cross_domain.yaml")
         layers = [read_defaults(name) for name in files]
@@ -119,7 +121,7 @@ class Config(RecBoleConfig):
 
     def _get_final_config_dict(self):
         given, defaults = self.external_config_dict, self.internal_config_dict
-        known = set(defaults) | recbole_keys() | model_keys(self.model_class)
+        known = set(defaults) | recbole_keys() | model_keys(self.model_class) | self.backbone_keys
         check_known(given, known, self.origin, self.model)
         check_types(given, defaults, self.origin, self.our_keys)
         final = merge(defaults, given)

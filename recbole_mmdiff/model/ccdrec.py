@@ -61,15 +61,20 @@ class CCDRec(PairwiseRecommender):
           ones), as only these are noised.
         - Training positives alone are kept out of the negatives. Candidates are drawn without
           replacement.
-        - Sums over rows are means, so that weights do not depend on the batch size.
+        - Sums over rows are means, so that weights do not depend on the batch size; L_dm is also a mean over
+          the dimensions, as in the authors' code, so that lambda is the code's.
+        - What the backbone adds to BPR is of the positive and the random negatives.
     """
 
     citation = ("Yang, Ma, Meng, Xu, Xie and Meng: Curriculum Conditioned Diffusion for Multimodal "
                 "Recommendation. AAAI 2025.")
 
+    draws_negatives = False     # Its backbone's sampler serves both.
+
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
         self.backbone = self.backbone_class(config["backbone"])(config, dataset)
+        self.negatives = self.backbone.negatives
         self.reference = one_of("reference", config["reference"], ("paper", "code"))
         self.pool_schedule = one_of("pool_schedule", config["pool_schedule"], SCHEDULES)
         for key in ("diffused_weight", "curricular_weight"):
@@ -98,12 +103,21 @@ class CCDRec(PairwiseRecommender):
         Raises:
             ConfigError: there is no such model, or it is none.
         """
-        found = get_model(str(name))
+        if not isinstance(name, str):
+            raise ConfigError(f"backbone: {name!r} is no name of a model, write for instance FREEDOM (MG is "
+                              f"FREEDOM with mirror_interval: 3)")
+        with in_words_of("backbone"):
+            found = get_model(name)
         if not issubclass(found, Backbone):
             known = [model for model in MODELS if issubclass(get_model(model), Backbone)]
             raise ConfigError(f"backbone: {name!r} cannot carry CCDRec, use one of {known}, or a class of "
                               f"your own that extends recbole_mmdiff.model.backbone.Backbone")
         return found
+
+    def outdate(self) -> None:
+        """Pools go, too; the next epoch infers them."""
+        super().outdate()
+        self.pools = None
 
     # ---- the loss ------------------------------------------------------------------------------
 
@@ -174,13 +188,14 @@ class CCDRec(PairwiseRecommender):
     def infer(self, epoch: int) -> None:
         """The reverse process for all items after an epoch: ``aligned`` (n_items, d), its end, and
         ``pools`` (5, n_items, d), its states after T/4, T/2, 3T/4 and T steps, and the final items."""
+        training = self.training
         self.eval()
         items = torch.arange(self.n_items, device=self.device)
         seed = fold_in(self.seed, epoch, 11)
         states = torch.cat([self._reversed(part, seed) for part in items.split(ROWS_AT_ONCE)], 1)
         self.aligned.copy_(states[-1])
         self.pools = torch.cat([states, self.representations().items[None]])
-        self.train()
+        self.train(training)
 
     def _reversed(self, items: Tensor, seed: int) -> Tensor:
         """(4, b, d): the states of items (b,) on their way back from step T."""

@@ -9,10 +9,14 @@ class Forgetful:
         """Drop all that was computed from weights."""
         raise NotImplementedError
 
-    def _apply(self, fn, recurse=True):
+    def outdate(self) -> None:
+        """The weights are others, or elsewhere: ``forget``, and what else was made of the former ones."""
         self.forget()
+
+    def _apply(self, fn, recurse=True):
+        self.outdate()
         return super()._apply(fn, recurse)
 
     def _load_from_state_dict(self, *args, **kwargs):
-        self.forget()
+        self.outdate()
         return super()._load_from_state_dict(*args, **kwargs)

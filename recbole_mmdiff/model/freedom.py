@@ -57,6 +57,11 @@ class FREEDOM(Backbone):
     def _adjacency(self, edges: Tensor) -> Tensor:
         return bipartite_adjacency(*edges, self.n_users, self.n_items)
 
+    def outdate(self) -> None:
+        """The epoch's graph goes, too; the next epoch makes another."""
+        super().outdate()
+        self.epoch_adjacency = None
+
     def before_epoch(self, epoch: int) -> None:
         """Draw the edges of the epoch."""
         if self.dropout:

@@ -109,6 +109,9 @@ class RowGradient:
         elif table.grad is not None:
             raise RuntimeError("the table of features has another gradient than its rows'")
         else:
+            if self.buffer[0, 0] != 0:
+                # Nobody asks for [PAD]: only a clipping by NaN writes there, and everywhere.
+                self.buffer.zero_()
             for before in self.touched:
                 self.buffer.index_fill_(0, before, 0)
             self.touched, table.grad = [], self.buffer

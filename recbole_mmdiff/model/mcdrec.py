@@ -91,6 +91,11 @@ class MCDRec(Backbone):
 
     # ---- what comes once an epoch --------------------------------------------------------------
 
+    def outdate(self) -> None:
+        """The epoch's graph goes, too; the next epoch makes another."""
+        super().outdate()
+        self.epoch_adjacency = None
+
     @torch.no_grad()
     def before_epoch(self, epoch: int) -> None:
         """Draw the edges of the epoch, and weigh them."""

@@ -73,12 +73,12 @@ class NegativeSampling:
         self.count, self.num_candidates = config["num_negatives"], config["negative_candidates"]
         for key, value in (("num_negatives", self.count), ("negative_candidates", self.num_candidates)):
             at_least(key, value, 1)
-        for key in ("candidate_share", "hard_share"):
+        for key in ("candidate_share", "hard_share", "real_hard_share"):
             at_least(key, config[key], 1e-9)
             share(key, config[key])
         share("filtered_share", config["filtered_share"], below_one=True)
         self.candidate_share, self.hard_share = config["candidate_share"], config["hard_share"]
-        self.filtered_share = config["filtered_share"]
+        self.filtered_share, self.real_hard_share = config["filtered_share"], config["real_hard_share"]
         self.curriculum = Curriculum(config["curriculum_interval"], config["curriculum_end"])
         self.uid, self.iid = dataset.uid_field, dataset.iid_field
         self.unknown = NegativeItems(dataset, dataset.inter_feat)
@@ -140,7 +140,7 @@ class NegativeSampling:
         scores = torch.einsum("bd,bkmd->bkm", tables.users[rows.users], tables.items[candidates])
         similarity = torch.einsum("bd,bkmd->bkm", items[rows.positives], items[candidates])
         return Negatives(real_hard_negatives(scores, similarity, candidates, self.filtered_share,
-                                             self.hard_share, rows.uniforms(1, self.count)))
+                                             self.real_hard_share, rows.uniforms(1, self.count)))
 
     def _curricular(self, rows, tables) -> Negatives:
         noise = max(0, Curriculum.HARDEST - self.curriculum.pool(rows.epoch))
@@ -181,6 +181,7 @@ class Curriculum:
 
     def __init__(self, interval: int, end: int, first: int = 0):
         at_least("curriculum_interval", interval, 1)
+        at_least("curriculum_end", end, 0)
         self.interval, self.end, self.first = interval, end, first
 
     def pool(self, epoch: int) -> int:

@@ -53,6 +53,7 @@ class PairwiseRecommender(Forgetful, StagedRecommender):
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
         at_least("embedding_size", config["embedding_size"], 1)
+        at_least("reg_weight", config["reg_weight"] or 0, 0)
         if config["train_neg_ratio"]:
             raise ConfigError(f"train_neg_ratio: {config['model']} draws its own negatives; set "
                               f"num_negatives instead")
@@ -152,7 +153,8 @@ def bpr_loss(users: Tensor, positives: Tensor, negatives: Tensor, weights: Tenso
         weights: (k,) of the first to the last negative of each row; None weighs them alike, 1 / k.
     """
     margins = (users * positives).sum(-1, keepdim=True) - (users[:, None] * negatives).sum(-1)
-    losses = functional.softplus(-margins.float()).mean(0)
+    # Half precision would round differences of scores away.
+    losses = functional.softplus(-margins.to(torch.promote_types(margins.dtype, torch.float32))).mean(0)
     return losses.mean() if weights is None else (losses * weights).sum()
 
 

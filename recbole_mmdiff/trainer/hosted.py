@@ -7,6 +7,7 @@ from recbole.utils import ModelType, get_trainer
 
 from recbole_mmdiff.data.preparation import Parts, train_loader
 from recbole_mmdiff.errors import ConfigError
+from recbole_mmdiff.model.pairwise import PairwiseRecommender
 from recbole_mmdiff.storage import load_plain
 from recbole_mmdiff.trainer.checkpoint import load_weights, save_checkpoint
 from recbole_mmdiff.trainer.staged import StagedTrainer
@@ -58,16 +59,25 @@ def make_trainer(config, model, evaluator, checkpoint: Path | None = None) -> Tr
     special = get_trainer(config["MODEL_TYPE"], config["model"])
     staged = hasattr(type(model), "stages")
     base = StagedTrainer if staged or special.fit is Trainer.fit else HostedTrainer
-    _refuse_keys_of_our_loop(config, staged, base)
+    _refuse_keys_of_our_loop(config, model, base)
     if staged or special is Trainer:
         return StagedTrainer(config, model, evaluator, checkpoint)
     trainer = type(f"{base.__name__}Of{special.__name__}", (base, special), {})
     return trainer(config, model, evaluator, checkpoint)
 
 
-def _refuse_keys_of_our_loop(config, staged: bool, base: type) -> None:
-    """What RecBole's own loops would pass over in silence."""
-    name, sampler = config["model"], config["negative_sampler"]
+def _refuse_keys_of_our_loop(config, model, base: type) -> None:
+    """What RecBole's own loops, or models without negatives, would pass over in silence."""
+    name, sampler, staged = config["model"], config["negative_sampler"], hasattr(type(model), "stages")
+    if staged and not isinstance(model, PairwiseRecommender):
+        for key, value, unset in (("negative_sampler", sampler, None),
+                                  ("num_negatives", config["num_negatives"], 1)):
+            if value != unset:
+                raise ConfigError(f"{key}: {value!r} has no effect, as {name} draws no negatives by it; "
+                                  f"leave it out")
+    if not staged and not sampler and config["num_negatives"] != 1:
+        raise ConfigError(f"num_negatives: {config['num_negatives']} needs a negative_sampler (uniform, say) "
+                          f"with {name}; RecBole's own loader reads train_neg_sample_args")
     if sampler and base is HostedTrainer:
         raise ConfigError(f"negative_sampler: {name} is trained by a loop of its own, which draws other "
                           f"negatives than {sampler!r}; leave it out")

@@ -1,6 +1,7 @@
 """CCDRec on its backbones: the contract, and its equations against loops."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -12,8 +13,11 @@ from running import assert_same_weights, run_in_pieces, run_keys
 from recbole_mmdiff.config import Config
 from recbole_mmdiff.diffusion import fold_in, keyed_normal, keyed_uniform
 from recbole_mmdiff.errors import ConfigError
+from recbole_mmdiff.model.freedom import FREEDOM
 from recbole_mmdiff.model.negative_sampling import Rows
 from recbole_mmdiff.model.pairwise import Projected
+from recbole_mmdiff.model.registry import register_model
+from recbole_mmdiff.negatives import candidate_items, curricular_negatives
 from recbole_mmdiff.quick_start import build_model, prepare_data
 
 SMALL = {"embedding_size": 8, "knn_k": 5, "num_steps": 6, "curriculum_interval": 1}
@@ -205,21 +209,24 @@ def test_curriculum_of_pools(built, reference, numbers):
 
 
 def test_curriculum_of_a_trained_model(ranking_config, tmp_path):
-    """Pool by pool, what is drawn resembles the positive more; and none is a known positive."""
-    keys = {**SMALL, **LONG, "num_steps": 20, "candidate_share": 0.5}
-    made = run_keys(ranking_config("CCDRec", **keys), tmp_path / "run")
+    """Pool by pool, what is drawn resembles the positive more, and no known positive is drawn. Among the
+    final representations two pools that follow each other may be as near."""
+    made = run_keys(ranking_config("CCDRec", **{**SMALL, **LONG, "num_steps": 20}), tmp_path / "run")
     model, rows = made.model, made.parts.train.inter_feat
     model.infer(made.metrics["best_epoch"])
     users, positives = rows["user_id"], rows["item_id"]
     known = set(zip(users.tolist(), positives.tolist(), strict=True))
-    similarity, batch = [], Rows(users, positives, torch.arange(len(users)), 5, 1)
+    in_pool, in_final = [], []
     for pool in model.pools:
-        drawn = model.negatives.from_pool(pool, batch, 1)[:, 0]
-        similarity.append(torch.cosine_similarity(pool[positives], pool[drawn]).mean().item())
+        drawn = torch.cat([model.negatives.from_pool(pool, Rows(*part, 5, 1), 1)[:, 0] for part in zip(
+            *(column.split(64) for column in (users, positives, torch.arange(len(users)))), strict=True)])
+        for space, found in ((pool, in_pool), (model.pools[4], in_final)):
+            found.append(torch.cosine_similarity(space[positives], space[drawn]).mean().item())
         assert not known & set(zip(users.tolist(), drawn.tolist(), strict=True))
         assert (drawn > 0).all()
-    assert similarity == sorted(similarity)
-    assert similarity[-1] > similarity[0] + 0.1
+    assert in_pool[:4] == sorted(in_pool[:4])
+    assert in_final[0] == min(in_final)
+    assert all(later > earlier - 0.05 for earlier, later in pairwise(in_final))
 
 
 def test_scores_are_of_aligned_items(built):
@@ -238,13 +245,49 @@ def test_scores_are_of_aligned_items(built):
 # ---- keys ------------------------------------------------------------------------------------------
 
 
-def test_last_pool_and_no_pools(built):
-    model, train = built(pool_schedule="last")
+@pytest.mark.parametrize(("schedule", "pool_of"), [
+    ("curriculum", {1: 0, 3: 1, 5: 2, 6: 3, 8: 3, 9: 4}), ("last", dict.fromkeys((1, 3, 5, 9), 3))])
+def test_the_loss_draws_from_the_epochs_pool(built, schedule, pool_of, monkeypatch):
+    """Two epochs a pool and tau_end = 8; the pools are unlike each other, so that draws tell them apart."""
+    model, train = built(pool_schedule=schedule, curriculum_interval=2, curriculum_end=8, candidate_share=1.0)
+    draw = torch.Generator().manual_seed(3)
+    model.pools = torch.randn(5, model.n_items, 8, generator=draw).double()
+    batch, seen = batch_of(train, 60), []
+    monkeypatch.setattr(model, "bpr", lambda triples, *_: seen.append(triples) or torch.zeros(()))
+    for epoch, number in pool_of.items():
+        model.epoch = epoch
+        model.ranking_loss(batch)
+        candidates = candidate_items(model.n_items, 1.0, 0, torch.device("cpu"))
+        expected = [curricular_negatives(
+            pool, model.negatives.unknown.known, batch["user_id"], batch["item_id"], candidates, 0.1,
+            keyed_uniform(batch["sample_id"], 1, fold_in(77, epoch, 1, 3), torch.float64))
+            for pool in model.pools]
+        drawn = seen.pop().negatives.items[:, 1:]
+        assert [torch.equal(drawn, wanted) for wanted in expected] == [place == number for place in range(5)]
+
+
+def test_no_pools(built):
+    model, train = built(pool_schedule="none", num_negatives=2)
     model.infer(0)
-    model.pools[:3] = torch.nan
-    assert model.ranking_loss(batch_of(train)).isfinite()
-    without, train = built(pool_schedule="none")
-    assert torch.isfinite(without.ranking_loss(batch_of(train)))
+    assert torch.isfinite(model.ranking_loss(batch_of(train)))
+
+
+def test_a_backbone_of_ones_own(ranking_config, tmp_path):
+    """Its keys are known, its defaults are those of the class that it extends, and it is registered."""
+
+    @register_model
+    class OwnBackbone(FREEDOM):
+        def __init__(self, config, dataset):
+            super().__init__(config, dataset)
+            self.factor = config["own_factor"] or 1
+
+        def higher_items(self):
+            return self.factor * super().higher_items()
+
+    made = run_keys(ranking_config("CCDRec", backbone="OwnBackbone", own_factor=3, num_layers=1, epochs=1),
+                    tmp_path / "run")
+    assert made.model.backbone.factor == 3
+    assert (made.config["num_layers"], made.config["knn_k"]) == (1, 10)
 
 
 def test_keys_of_the_backbone_hold(built):
@@ -254,7 +297,8 @@ def test_keys_of_the_backbone_hold(built):
 
 @pytest.mark.parametrize(("key", "value", "message"), [
     ("backbone", "BPR", r"backbone: 'BPR' cannot carry CCDRec, use one of \['FREEDOM'"),
-    ("backbone", "FREEDON", "did you mean 'FREEDOM'"),
+    ("backbone", "FREEDON", "backbone: .*did you mean 'FREEDOM'"),
+    ("backbone", None, "backbone: None is no name of a model.*FREEDOM"),
     ("reference", "authors", "reference: 'authors'.*paper"),
     ("pool_schedule", "first", "pool_schedule: 'first'"),
     ("diffused_weight", 1.5, "diffused_weight: 1.5 is no share"),

@@ -251,7 +251,8 @@ def test_gradients_of_mixed_vectors_flow(make, toy):
 
 def test_realhns_leaves_out_what_resembles_the_positive(make, toy):
     """Of 8 candidates the 2 most similar go; one of the 3 hardest others is drawn."""
-    sampling = make("realhns", negative_candidates=8, filtered_share=0.25, hard_share=0.5, num_negatives=2)
+    sampling = make("realhns", negative_candidates=8, filtered_share=0.25, real_hard_share=0.5,
+                    num_negatives=2)
     batch = batch_of(toy.train, range(60))
     found = sampling.draw(batch, toy.tables, SEED, EPOCH).items
     candidates = candidates_by_hand(toy, batch["user_id"], batch["sample_id"], 16).reshape(60, 2, 8)
