@@ -6,6 +6,9 @@ from torch import Tensor
 from recbole_mmdiff.errors import at_least
 from recbole_mmdiff.graph.edges import Edges, edge_dots
 
+#: of more rows than these that are as near as the last neighbour, up to rounding, the first are taken
+TIES = 64
+
 
 @torch.no_grad()
 def nearest_neighbours(features: Tensor, k: int, present: Tensor | None = None,
@@ -18,7 +21,8 @@ def nearest_neighbours(features: Tensor, k: int, present: Tensor | None = None,
 
     Blocks of a matrix product tell the candidates, with a margin for its rounding, and the dot products
     of these alone decide. The margin is that of float32: on a device whose float32 products are set to
-    a lower precision (TF32), a neighbour that is alike by as little may be missed.
+    a lower precision (TF32), a neighbour that is alike by as little may be missed. Of hundreds of rows
+    that are as near as the last neighbour, the first are taken.
 
     Args:
         features: (n, d) of any floating type; computed in float32.
@@ -90,7 +94,12 @@ def _neighbours_of(block: slice, unit: Tensor, k: int) -> tuple[Tensor, ...]:
     similar = unit[block] @ unit.T
     # Rounding errors of a dot product grow like sqrt(d); 2^-24 is half a step below 1.
     margin = 2**-22 * unit.shape[1] ** 0.5
-    rows, columns = (similar >= similar.topk(k).values[:, -1:] - margin).nonzero(as_tuple=True)
+    last = similar.topk(k).values[:, -1:]
+    near = similar >= last - margin
+    if near.sum(1).max() > k + TIES:
+        # Equal rows by the hundred: what is nearer than they are, and the first of them.
+        near &= (near.cumsum(1, dtype=torch.int32) <= k + TIES) | (similar > last + margin)
+    rows, columns = near.nonzero(as_tuple=True)
     counts = rows.bincount(minlength=len(similar))
     rank = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
     values = edge_dots(unit[block], unit, rows, columns)

@@ -213,3 +213,17 @@ def test_neighbours_stay_on_the_gpu():
         assert torch.equal(found.columns.cpu(), expected.columns)
         torch.testing.assert_close(found.values.cpu(), expected.values)
         torch.testing.assert_close(similarities(features.cuda(), found), found.values)
+
+
+@pytest.mark.parametrize("block_elements", [600, 2**24])
+def test_hundreds_of_equal_rows(block_elements):
+    """As features of few categories have them: the first of the equal rows are the neighbours, and there is
+    no work for all pairs of them."""
+    draw = torch.Generator().manual_seed(1)
+    kinds = torch.randn(3, 16, generator=draw)
+    features = kinds[torch.arange(600) % 3]
+    features[:5] = torch.randn(5, 16, generator=draw)
+    edges = nearest_neighbours(features, 4, block_elements=block_elements)
+    for row in (5, 300, 599):
+        expected = [number for number in range(5, 600) if number % 3 == row % 3][:4]
+        assert edges.columns[edges.rows == row].tolist() == expected

@@ -142,6 +142,9 @@ def test_a_resumed_run_is_the_same(ranking_config, model, keys, tmp_path, monkey
 @pytest.mark.parametrize(("model", "keys", "message"), [
     ("BPR", {"mirror_interval": 3}, r"mirror_interval: BPR is trained by RecBole's loop.*negative_sampler"),
     ("NCL", {"mirror_interval": 3}, r"mirror_interval: NCL is trained by RecBole's loop"),
+    ("LightGCN", {"num_negatives": 2}, "num_negatives: 2 needs a negative_sampler"),
+    ("MF", {"negative_sampler": "dns"}, "negative_sampler: 'dns' has no effect, as MF draws no negatives"),
+    ("MF", {"num_negatives": 3}, "num_negatives: 3 has no effect"),
     ("FREEDOM", {"mirror_interval": -1}, "mirror_interval: -1 is too small, use 0 or more"),
     ("FREEDOM", {"mirror_interval": 3, "mirror_ascent": -0.2}, r"mirror_ascent: -0\.2 is too small"),
     ("FREEDOM", {"mirror_interval": 3, "mirror_descent": -1.0}, r"mirror_descent: -1\.0 is too small"),
