@@ -8,6 +8,8 @@ from recbole_mmdiff.graph.edges import Edges, edge_dots
 
 #: of more rows than these that are as near as the last neighbour, up to rounding, the first are taken
 TIES = 64
+#: so many of them cost nothing
+FEW_TIES = 8
 
 
 @torch.no_grad()
@@ -91,18 +93,27 @@ def _members(lengths: Tensor, present: Tensor | None) -> Tensor:
 
 def _neighbours_of(block: slice, unit: Tensor, k: int) -> tuple[Tensor, ...]:
     """Rows, columns and values of the neighbours of a block of ``unit`` (m, d)."""
-    similar = unit[block] @ unit.T
-    # Rounding errors of a dot product grow like sqrt(d); 2^-24 is half a step below 1.
-    margin = 2**-22 * unit.shape[1] ** 0.5
-    last = similar.topk(k).values[:, -1:]
-    near = similar >= last - margin
-    if near.sum(1).max() > k + TIES:
-        # Equal rows by the hundred: what is nearer than they are, and the first of them.
-        near &= (near.cumsum(1, dtype=torch.int32) <= k + TIES) | (similar > last + margin)
-    rows, columns = near.nonzero(as_tuple=True)
-    counts = rows.bincount(minlength=len(similar))
+    rows, columns = _candidates(unit[block] @ unit.T, k, unit.shape[1])
+    counts = rows.bincount(minlength=block.stop - block.start)
     rank = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
     values = edge_dots(unit[block], unit, rows, columns)
     order = values.argsort(descending=True, stable=True)
     order = order[rows[order].argsort(stable=True)][rank < k]
     return rows[order] + block.start, columns[order], values[order]
+
+
+def _candidates(similar: Tensor, k: int, dim: int) -> tuple[Tensor, Tensor]:
+    """Rows and columns, in order, of what may be among the ``k`` largest of each row of ``similar`` (b, m),
+    inner products of length ``dim``: all that rounding cannot tell from the last of them."""
+    # Rounding errors of a dot product grow like sqrt(d); 2^-24 is half a step below 1.
+    margin = 2**-22 * dim ** 0.5
+    values, columns = similar.topk(min(k + FEW_TIES, similar.shape[1]))
+    last = values[:, k - 1:k]
+    if columns.shape[1] == similar.shape[1] or (values[:, -1:] < last - margin).all():
+        rows = torch.arange(len(similar), device=similar.device).repeat_interleave(columns.shape[1])
+        return rows, columns.sort(dim=1).values.flatten()
+    near = similar >= last - margin
+    if near.sum(1).max() > k + TIES:
+        # Equal rows by the hundred: what is nearer than they are, and the first of them.
+        near &= (near.cumsum(1, dtype=torch.int32) <= k + TIES) | (similar > last + margin)
+    return near.nonzero(as_tuple=True)
