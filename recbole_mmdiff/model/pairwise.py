@@ -48,6 +48,7 @@ class PairwiseRecommender(Forgetful, StagedRecommender):
 
     input_type = InputType.PAIRWISE
     predicts_ratings = False
+    domain_views = ("target",)      # The other domain's items have no features here.
     draws_negatives = True
 
     def __init__(self, config, dataset):
