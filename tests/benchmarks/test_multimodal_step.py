@@ -29,7 +29,7 @@ REQUIRED_STEP_RATIO = {"FREEDOM": 2.0, "CCDRec": 3.5}     # 2.6 and 4.0 to 5.3 o
 # CCDRec over its backbone. It projects a batch's features: so does FREEDOM, in each batch; LATTICE does in
 # one batch of an epoch. Measured: 1.5 and 3.4.
 MOST_EPOCH_RATIO = {"FREEDOM": 2.0, "LATTICE": 4.5}
-MOST_REBUILD_SECONDS = 1.0
+MOST_REBUILD_RATIO = 1.5    # over dense matrices
 MOST_GROWTH = 12.0          # of time and memory, with ten times the items
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -240,14 +240,38 @@ def test_an_epoch_of_ccdrec_against_its_backbone(baby, backbone):
     assert ours / theirs < MOST_EPOCH_RATIO[backbone]
 
 
+def dense_learned_graph(model):
+    """The same as a matrix of items x items, as the toolbox holds it."""
+    graph = 0.0
+    projected, present = model.features.project_all(), model.features.present
+    for number, weight in enumerate(model.latent_graph.modality_logits.softmax(0)):
+        unit = functional.normalize(projected[:, number])
+        similar = (unit @ unit.T).masked_fill(~present[:, number], -1.0)
+        values, columns = similar.topk(10)
+        kept = torch.zeros_like(similar).scatter_(1, columns, values) * present[:, number, None]
+        degree = kept.sum(1).clamp(min=1e-9).rsqrt()
+        graph = graph + weight * degree[:, None] * kept * degree
+    return graph
+
+
 def test_the_learned_graph_is_rebuilt_in_a_second(baby):
+    """A second where nothing else runs; what is asserted is the ratio to dense matrices."""
     model, _, _ = build(baby, "LATTICE")
-    started = time.process_time()
-    edges = model.latent_graph(model.features)
-    seconds = time.process_time() - started
-    print(f"\nLATTICE's graph of {ITEMS} x 64 projections and {DIMS}: {seconds:.2f} s")
-    assert len(edges.rows) <= 4 * 10 * (ITEMS + 1)
-    assert seconds < MOST_REBUILD_SECONDS
+    with torch.no_grad():
+        ours, dense = times_in_turn(partial(model.latent_graph, model.features),
+                                    partial(dense_learned_graph, model))
+        edges = model.latent_graph(model.features)
+        by_hand = dense_learned_graph(model)
+    raw = torch.zeros_like(by_hand)
+    for number, weight in enumerate(model.latent_graph.modality_logits.detach().softmax(0)):
+        pairs, values = (getattr(model.latent_graph, f"{name}_{number}") for name in ("pairs", "values"))
+        raw.index_put_(tuple(pairs), weight * values, accumulate=True)
+    share = model.latent_graph.original_share
+    found = torch.zeros_like(by_hand).index_put_((edges.rows, edges.columns), edges.values)
+    torch.testing.assert_close(found, share * raw + (1 - share) * by_hand, rtol=0, atol=1e-5)
+    print(f"\nLATTICE's graph of {ITEMS} x 64 projections and {DIMS}: {ours:.2f} s, dense {dense:.2f} s: "
+          f"{dense / ours:.1f}x")
+    assert ours < MOST_REBUILD_RATIO * dense
 
 
 def test_full_evaluation(baby):
