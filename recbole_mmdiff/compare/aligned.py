@@ -82,9 +82,8 @@ def shown_users(run: Run, count: int) -> list[Shown]:
 
 def _beside_users(model, shown: list[Shown], state: str) -> Points:
     model.eval()
-    backbone, features = model.backbone, model.backbone.features
-    projected = features.project_all()
-    fused = torch.lerp(backbone.higher_items(), model.aligned, model.mu)
+    features = model.backbone.features
+    projected, fused = features.project_all(), model.fused_items()
     views = [(name, projected[:, number], features.present[:, number])
              for number, name in enumerate(features.names)]
     points: Points = []

@@ -6,9 +6,16 @@ import torch
 from recbole.data.dataset import Dataset
 from torch import Tensor
 
-from recbole_mmdiff.data.features import FeatureFile
+from recbole_mmdiff.data.features import FeatureFile, find_modalities
 from recbole_mmdiff.data.ids import ids_with_rows
 from recbole_mmdiff.errors import ConfigError, DataError
+
+
+def item_modality_names(*datasets: Dataset) -> list[str]:
+    """The modalities of items that the folders of all of these domains hold, in order of names."""
+    folders = [(dataset.dataset_path, dataset.dataset_name) for dataset in datasets]
+    return [name for name in sorted(set.intersection(*(set(find_modalities(*f)) for f in folders)))
+            if all(FeatureFile.open(*folder, name).entity != "user" for folder in folders)]
 
 
 def item_modalities(dataset: Dataset, names: Sequence[str],

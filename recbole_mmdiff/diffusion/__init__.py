@@ -49,6 +49,7 @@ from recbole_mmdiff.diffusion.samplers import (
     ddpm,
     dpm_solver,
     dpm_solver_pp,
+    keyed_noise,
     noise_from_x0,
     torch_noise,
 )
@@ -89,6 +90,7 @@ __all__ = [
     "fold_in",
     "guided_noise",
     "keyed_antithetic_steps",
+    "keyed_noise",
     "keyed_normal",
     "keyed_uniform",
     "linear_schedule",

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from recbole_mmdiff.diffusion.discrete import DiscreteSchedule
+from recbole_mmdiff.diffusion.noise import fold_in, keyed_normal
 from recbole_mmdiff.diffusion.plans import ddim_plan, ddpm_plan, dpm_solver_plan, run_plan
 from recbole_mmdiff.diffusion.plans_pp import dpm_solver_pp_plan
 from recbole_mmdiff.diffusion.schedule import NoiseSchedule
@@ -47,6 +48,16 @@ def torch_noise(generator: torch.Generator | None = None) -> Noise:
 
     def noise(step: int, x: torch.Tensor) -> torch.Tensor:
         return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+
+    return noise
+
+
+def keyed_noise(keys: torch.Tensor, seed: int) -> Noise:
+    """Noise that depends on (seed, key, step) alone: ``keys`` is a LongTensor ``(n,)``, one a row of the
+    states ``(n, d)``. Step -1 is free for the start of a chain."""
+
+    def noise(step: int, x: torch.Tensor) -> torch.Tensor:
+        return keyed_normal(keys, x.shape[1], fold_in(seed, step), x.dtype)
 
     return noise
 

@@ -3,8 +3,8 @@
 from torch import Tensor
 
 from recbole_mmdiff.model.item_features import ItemFeatures
-from recbole_mmdiff.model.negative_sampling import Representations
 from recbole_mmdiff.model.pairwise import PairwiseRecommender
+from recbole_mmdiff.model.representations import Representations
 
 
 class Backbone(PairwiseRecommender):

@@ -7,10 +7,11 @@ from torch.nn import functional
 from recbole_mmdiff.data.loaders import SAMPLE_ID
 from recbole_mmdiff.diffusion import fold_in, keyed_uniform
 from recbole_mmdiff.errors import at_least, share
-from recbole_mmdiff.graph import bipartite_adjacency, light_propagation
+from recbole_mmdiff.graph import light_propagation
 from recbole_mmdiff.model.base import take
 from recbole_mmdiff.model.item_features import ItemFeatures
-from recbole_mmdiff.model.negative_sampling import Representations
+from recbole_mmdiff.model.representations import Representations
+from recbole_mmdiff.model.user_item_graph import training_adjacency
 from recbole_mmdiff.model.without_negatives import WithoutNegatives
 
 
@@ -58,9 +59,7 @@ class BM3(WithoutNegatives):
         nn.init.zeros_(self.predictor.bias)
         self.features = ItemFeatures(dataset, config["modalities"], config["modality_policy"], self.size,
                                      config["train_features"])
-        rows = dataset.inter_feat
-        adjacency = bipartite_adjacency(rows[self.USER_ID], rows[self.ITEM_ID], self.n_users, self.n_items)
-        self.register_buffer("adjacency", adjacency, persistent=False)
+        self.register_buffer("adjacency", training_adjacency(dataset), persistent=False)
 
     def online(self) -> Representations:
         """h_u and h_i of all users and items."""

@@ -11,6 +11,7 @@ from recbole_mmdiff.diffusion import (
     ddpm,
     diffusion_loss,
     fold_in,
+    keyed_noise,
     keyed_normal,
     keyed_uniform,
     linear_schedule,
@@ -19,9 +20,10 @@ from recbole_mmdiff.diffusion import (
 from recbole_mmdiff.errors import ConfigError, at_least, in_words_of, one_of, share
 from recbole_mmdiff.model.backbone import Backbone
 from recbole_mmdiff.model.base import take
-from recbole_mmdiff.model.negative_sampling import Curriculum, Negatives, Representations, Rows
+from recbole_mmdiff.model.negative_sampling import Curriculum, Negatives, Rows
 from recbole_mmdiff.model.pairwise import PairwiseRecommender, Projected, Triples
 from recbole_mmdiff.model.registry import MODELS, get_model
+from recbole_mmdiff.model.representations import Representations
 
 #: how the negatives of the pools are scheduled: the paper's, its ablation DMA+NDI, and DMA alone
 SCHEDULES = ("curriculum", "last", "none")
@@ -178,9 +180,12 @@ class CCDRec(PairwiseRecommender):
         (b, d)."""
         higher = self.backbone.higher_items()
         fused = torch.lerp(take(higher, items), predicted.to(higher.dtype), self.mu)
-        higher = torch.index_copy(higher, 0, items, fused)
-        start = higher if self.reference == "code" else self.backbone.item_embedding.weight
-        return self.backbone.join(self.backbone.collaborative(start), higher)
+        return self._with_items(torch.index_copy(higher, 0, items, fused))
+
+    def _with_items(self, fused: Tensor) -> Representations:
+        """The backbone's vectors with ``fused`` (n_items, d) in the place of h hat."""
+        start = fused if self.reference == "code" else self.backbone.item_embedding.weight
+        return self.backbone.join(self.backbone.collaborative(start), fused)
 
     # ---- inference: aligned representations and pools (NDI) ------------------------------------
 
@@ -203,10 +208,7 @@ class CCDRec(PairwiseRecommender):
         kept = [math.ceil(quarter * steps / 4) for quarter in range(1, 5)]
         features, embedding = self.backbone.features, self.backbone.item_embedding.weight[items]
         static = self.estimator.static(features.project(items), features.present[items])
-        states: dict[int, Tensor] = {}
-
-        def noise(number: int, x: Tensor) -> Tensor:
-            return keyed_normal(items, self.size, fold_in(seed, number), x.dtype)
+        states, noise = {}, keyed_noise(items, seed)
 
         def keep(done: int, x: Tensor) -> None:
             if done in kept:
@@ -219,4 +221,9 @@ class CCDRec(PairwiseRecommender):
 
     def representations(self) -> Representations:
         """The vectors that score: every item fused with its aligned representation."""
-        return self.joined(torch.arange(self.n_items, device=self.device), self.aligned)
+        return self._with_items(self.fused_items())
+
+    def fused_items(self) -> Tensor:
+        """e^f (n_items, d) of all items, out of their aligned representations."""
+        higher = self.backbone.higher_items()
+        return torch.lerp(higher, self.aligned.to(higher.dtype), self.mu)

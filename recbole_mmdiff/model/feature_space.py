@@ -6,9 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from recbole_mmdiff.data.features import FeatureFile, find_modalities
 from recbole_mmdiff.data.ids import ids_with_rows
-from recbole_mmdiff.data.modalities import item_modalities, user_modalities
+from recbole_mmdiff.data.modalities import item_modalities, item_modality_names, user_modalities
 from recbole_mmdiff.errors import ConfigError
 
 BLOCK = 16384   # rows in float64 at once
@@ -37,9 +36,7 @@ def shared_modalities(dataset, names: list[str] | None) -> list[str]:
     """
     if names is not None:
         return list(names)
-    folders = [(domain.dataset_path, domain.dataset_name) for domain in (dataset, dataset.source)]
-    shared = [name for name in sorted(set.intersection(*(set(find_modalities(*f)) for f in folders)))
-              if all(FeatureFile.open(*folder, name).entity != "user" for folder in folders)]
+    shared = item_modality_names(dataset, dataset.source)
     logging.getLogger().info("modalities: %s are in both domains", shared or "none")
     return shared
 

@@ -5,12 +5,12 @@ from torch import Tensor
 
 from recbole_mmdiff.diffusion import fold_in
 from recbole_mmdiff.errors import at_least, share
-from recbole_mmdiff.graph import bipartite_adjacency, propagate, propagated_layers
+from recbole_mmdiff.graph import bipartite_adjacency, propagate
 from recbole_mmdiff.model.backbone import Backbone
 from recbole_mmdiff.model.base import take
 from recbole_mmdiff.model.item_graph import item_graph, modality_weights
-from recbole_mmdiff.model.negative_sampling import Representations, lightgcn_representations
 from recbole_mmdiff.model.pairwise import Projected, Triples, bpr_loss
+from recbole_mmdiff.model.representations import Representations, lightgcn
 from recbole_mmdiff.model.user_item_graph import distinct_edges, kept_edges
 
 
@@ -28,8 +28,8 @@ class FREEDOM(Backbone):
 
     Deviations:
         - Features are frozen (``train_features: False``). The public toolbox trains the raw tables too,
-          which takes 29 of 31 million parameters of Amazon Baby for no visible gain, and lets the
-          features of items drift from those of new ones; True does as it does.
+          29 of the 31 million parameters on Amazon Baby, and lets the features of items drift from those
+          of new ones; True does as it does. What it gains was not measured.
         - An item without a modality has no neighbours in its graph: its row is made of the modalities
           that it has.
         - The epoch's edges are drawn by (seed, epoch), so that a resumed run draws them again.
@@ -81,9 +81,8 @@ class FREEDOM(Backbone):
     def collaborative(self, items: Tensor) -> Representations:
         """h tilde of users and items, on the epoch's graph while training."""
         drawn = self.training and self.epoch_adjacency is not None
-        start = torch.cat([self.user_embedding.weight, items])
-        layers = propagated_layers(self.epoch_adjacency if drawn else self.adjacency, start, self.num_layers)
-        return lightgcn_representations(layers, self.n_users)
+        adjacency = self.epoch_adjacency if drawn else self.adjacency
+        return lightgcn(adjacency, self.user_embedding.weight, items, self.num_layers)
 
     # ---- the loss ------------------------------------------------------------------------------
 

@@ -5,8 +5,7 @@ import logging
 import torch
 from torch import Tensor, nn
 
-from recbole_mmdiff.data.features import FeatureFile, find_modalities
-from recbole_mmdiff.data.modalities import item_modalities
+from recbole_mmdiff.data.modalities import item_modalities, item_modality_names
 from recbole_mmdiff.errors import ConfigError
 
 
@@ -82,9 +81,7 @@ class ItemFeatures(nn.Module):
 
 def _names(dataset, names: list[str] | None) -> list[str]:
     if names is None:
-        folder = dataset.dataset_path, dataset.dataset_name
-        names = [name for name in sorted(find_modalities(*folder))
-                 if FeatureFile.open(*folder, name).entity != "user"]
+        names = item_modality_names(dataset)
         logging.getLogger().info("modalities: %s", names or "none")
     if not names:
         raise ConfigError(f"modalities: {dataset.dataset_name} has no features of items, but this model "

@@ -7,9 +7,7 @@ from torch.nn import functional
 from recbole_mmdiff.errors import at_least, share
 from recbole_mmdiff.graph import (
     Edges,
-    bipartite_adjacency,
     propagate,
-    propagated_layers,
     to_matrix,
     transpose,
     weighted_product,
@@ -17,8 +15,9 @@ from recbole_mmdiff.graph import (
 from recbole_mmdiff.model.backbone import Backbone
 from recbole_mmdiff.model.base import take
 from recbole_mmdiff.model.item_graph import LatentGraph
-from recbole_mmdiff.model.negative_sampling import Representations, lightgcn_representations
 from recbole_mmdiff.model.pairwise import Triples, mean_square
+from recbole_mmdiff.model.representations import Representations, lightgcn
+from recbole_mmdiff.model.user_item_graph import training_adjacency
 
 
 class LATTICE(Backbone):
@@ -56,12 +55,9 @@ class LATTICE(Backbone):
         for key in ("knn_k", "num_layers", "num_item_layers"):
             at_least(key, config[key], 1)
         share("original_share", config["original_share"])
-        at_least("reg_weight", config["reg_weight"], 0)
         self.num_layers, self.num_item_layers = config["num_layers"], config["num_item_layers"]
         self.reg_weight = config["reg_weight"]
-        rows = dataset.inter_feat
-        adjacency = bipartite_adjacency(rows[dataset.uid_field], rows[dataset.iid_field], self.n_users,
-                                        self.n_items, self_loops=True, kind="random_walk")
+        adjacency = training_adjacency(dataset, self_loops=True, kind="random_walk")
         self.register_buffer("adjacency", adjacency, persistent=False)
         self.register_buffer("adjacency_transposed", transpose(adjacency), persistent=False)
         self.latent_graph = LatentGraph(self.features, config["knn_k"], config["original_share"])
@@ -100,9 +96,8 @@ class LATTICE(Backbone):
 
     def collaborative(self, items: Tensor) -> Representations:
         """LightGCN's users and items."""
-        start = torch.cat([self.user_embedding.weight, items])
-        layers = propagated_layers(self.adjacency, start, self.num_layers, self.adjacency_transposed)
-        return lightgcn_representations(layers, self.n_users)
+        return lightgcn(self.adjacency, self.user_embedding.weight, items, self.num_layers,
+                        self.adjacency_transposed)
 
     def join(self, collaborative: Representations, higher: Tensor) -> Representations:
         """Items get ``higher`` at length 1 (Eq. 11)."""

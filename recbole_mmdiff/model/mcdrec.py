@@ -11,17 +11,18 @@ from recbole_mmdiff.diffusion import (
     diffusion_loss,
     fold_in,
     keyed_antithetic_steps,
+    keyed_noise,
     keyed_normal,
     keyed_uniform,
     linear_schedule,
     q_sample,
 )
 from recbole_mmdiff.errors import at_least, in_words_of, share
-from recbole_mmdiff.graph import Edges, bipartite_adjacency, propagated_layers, similarities
+from recbole_mmdiff.graph import Edges, bipartite_adjacency, similarities
 from recbole_mmdiff.model.backbone import Backbone
 from recbole_mmdiff.model.base import take
-from recbole_mmdiff.model.negative_sampling import Representations, lightgcn_representations
 from recbole_mmdiff.model.pairwise import Triples, mean_square
+from recbole_mmdiff.model.representations import Representations, lightgcn
 from recbole_mmdiff.model.user_item_graph import distinct_edges, kept_edges
 
 #: what is drawn, each by a seed of its own
@@ -119,11 +120,7 @@ class MCDRec(Backbone):
     def reverse(self, items: Tensor, seed: int) -> Tensor:
         """(b, d): the end of the reverse process of distinct items (b,), from e noised to step T."""
         embedding, conditions = self.item_embedding.weight[items], self.features.project(items)
-        steps = self.schedule.num_steps
-
-        def noise(number: int, x: Tensor) -> Tensor:
-            return keyed_normal(items, self.size, fold_in(seed, number), x.dtype)
-
+        steps, noise = self.schedule.num_steps, keyed_noise(items, seed)
         start = q_sample(embedding, noise(-1, embedding), self.schedule.alpha(1.0), self.schedule.sigma(1.0))
         return ddpm(lambda x, t: self.network(x, t * steps, conditions), start, self.schedule, noise,
                     parametrisation="x0")
@@ -147,8 +144,7 @@ class MCDRec(Backbone):
         start = torch.cat([torch.lerp(items, denoised, self.denoised_share),
                            conditions.flatten(1).to(items.dtype)], 1)
         start = self.perceptron(start, uniforms).to(items.dtype)
-        layers = propagated_layers(adjacency, torch.cat([self.user_embedding.weight, start]), self.num_layers)
-        return lightgcn_representations(layers, self.n_users)
+        return lightgcn(adjacency, self.user_embedding.weight, start, self.num_layers)
 
     def predicted(self, conditions: Tensor) -> Tensor:
         """(n_items, d): e^ of the batch's items, predicted under ``conditions`` (n_items, m, d); of
@@ -215,7 +211,7 @@ class Perceptron(nn.Module):
 
 def _check_keys(config) -> None:
     at_least("num_layers", config["num_layers"], 1)
-    for key in ("predicted_items", "denoising_weight", "reg_weight"):
+    for key in ("predicted_items", "denoising_weight"):
         at_least(key, config[key], 0)
     for key in ("denoised_share", "temperature"):
         share(key, config[key])

@@ -5,11 +5,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from recbole_mmdiff.errors import at_least
-from recbole_mmdiff.graph import bipartite_adjacency, propagate, transpose
+from recbole_mmdiff.graph import propagate, transpose
 from recbole_mmdiff.model.base import take
 from recbole_mmdiff.model.item_features import ItemFeatures
-from recbole_mmdiff.model.negative_sampling import Representations
 from recbole_mmdiff.model.pairwise import PairwiseRecommender, Triples, mean_square
+from recbole_mmdiff.model.representations import Representations
+from recbole_mmdiff.model.user_item_graph import training_adjacency
 
 
 class MMGCN(PairwiseRecommender):
@@ -47,9 +48,7 @@ class MMGCN(PairwiseRecommender):
         sizes = [latent] + [self.size] * (config["num_layers"] - 1)
         self.layers = nn.ModuleList(
             nn.ModuleList(ModalityLayer(size, self.size) for _ in self.features.names) for size in sizes)
-        rows = dataset.inter_feat
-        adjacency = bipartite_adjacency(rows[self.USER_ID], rows[self.ITEM_ID], self.n_users, self.n_items,
-                                        kind="random_walk")
+        adjacency = training_adjacency(dataset, kind="random_walk")
         self.register_buffer("adjacency", adjacency, persistent=False)
         self.register_buffer("adjacency_transposed", transpose(adjacency), persistent=False)
 

@@ -12,6 +12,7 @@ from recbole_mmdiff.diffusion import (
     diffusion_loss,
     fold_in,
     keyed_antithetic_steps,
+    keyed_noise,
     keyed_normal,
     keyed_uniform,
     q_sample,
@@ -243,10 +244,7 @@ class MuSiC(ProfileRecommender):
         conditions = condition.repeat(count, 1)
         seed = self._seed(_CHAIN) if learning else fold_in(self.run_seed, _CHAIN)
 
-        def noise(step: int, x: Tensor) -> Tensor:
-            if not self.sampling_noise:
-                return torch.zeros_like(x)
-            return keyed_normal(keys, x.shape[1], fold_in(seed, step))
+        noise = keyed_noise(keys, seed) if self.sampling_noise else lambda _, x: torch.zeros_like(x)
 
         def denoise(x: Tensor, t: float) -> Tensor:
             return self.denoiser(x, self.network_time(t * self.schedule.num_steps), conditions).float()

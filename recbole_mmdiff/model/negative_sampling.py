@@ -10,6 +10,7 @@ from recbole_mmdiff.data.loaders import SAMPLE_ID, NegativeItems
 from recbole_mmdiff.diffusion import fold_in, keyed_normal, keyed_uniform
 from recbole_mmdiff.errors import at_least, one_of, share
 from recbole_mmdiff.model.base import take
+from recbole_mmdiff.model.representations import Representations
 from recbole_mmdiff.negatives import (
     PopularityNegatives,
     candidate_items,
@@ -20,26 +21,6 @@ from recbole_mmdiff.negatives import (
 )
 
 SAMPLERS = ("uniform", "popularity", "dns", "mixgcf", "realhns", "curricular")
-
-
-class Representations(NamedTuple):
-    """What a model knows of everybody.
-
-    Attributes:
-        users: (n_users, d).
-        items: (n_items, d).
-        layers: (n_items, d) each, of which ``items`` is the mean: what MixGCF's hops mix.
-    """
-
-    users: Tensor
-    items: Tensor
-    layers: tuple[Tensor, ...] = ()
-
-
-def lightgcn_representations(layers: list[Tensor], num_users: int) -> Representations:
-    """The mean of layers (n_users + n_items, d), and the items' part of each."""
-    mean = sum(layers[1:], start=layers[0]) / len(layers)
-    return Representations(mean[:num_users], mean[num_users:], tuple(layer[num_users:] for layer in layers))
 
 
 class Negatives(NamedTuple):

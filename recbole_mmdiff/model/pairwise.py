@@ -11,7 +11,8 @@ from recbole_mmdiff.data.ids import ids_with_rows
 from recbole_mmdiff.errors import ConfigError, at_least
 from recbole_mmdiff.model.base import Stage, StagedRecommender, take
 from recbole_mmdiff.model.forgetful import Forgetful
-from recbole_mmdiff.model.negative_sampling import Negatives, NegativeSampling, Representations
+from recbole_mmdiff.model.negative_sampling import Negatives, NegativeSampling
+from recbole_mmdiff.model.representations import Representations
 
 
 class Projected(NamedTuple):
@@ -123,18 +124,21 @@ class PairwiseRecommender(Forgetful, StagedRecommender):
         return super().train(mode)
 
     def _tables(self) -> Representations:
+        """The vectors that score: users without a training row have the mean of the others'."""
         if self.training:
-            return self.representations()
+            return self._completed(self.representations())
         if not self._kept:
             with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-                self._kept.append(self.representations())
+                self._kept.append(self._completed(self.representations()))
         return self._kept[0]
+
+    def _completed(self, tables: Representations) -> Representations:
+        mean = tables.users[self.is_trained].mean(0)
+        return tables._replace(users=torch.where(self.is_trained[:, None], tables.users, mean))
 
     def user_factors(self, user: Tensor) -> Tensor:
         """(b, k): vectors of users (b,); without a training row, the mean of the others'."""
-        users = self._tables().users
-        trained = self.is_trained[user, None]
-        return torch.where(trained, users[user], users[self.is_trained].mean(0))
+        return self._tables().users[user]
 
     def item_factors(self, item: Tensor) -> Tensor:
         """(b, k): vectors of items (b,)."""

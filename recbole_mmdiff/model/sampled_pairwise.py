@@ -7,8 +7,9 @@ from torch import Tensor
 
 from recbole_mmdiff.errors import ConfigError
 from recbole_mmdiff.model.base import Stage, take
-from recbole_mmdiff.model.negative_sampling import NegativeSampling, Representations, lightgcn_representations
+from recbole_mmdiff.model.negative_sampling import NegativeSampling
 from recbole_mmdiff.model.pairwise import bpr_loss
+from recbole_mmdiff.model.representations import Representations, mean_of_layers
 
 #: RecBole's models whose vectors we know: what samplers read that look at them
 KNOWN = ("BPR", "LightGCN")
@@ -74,7 +75,7 @@ class SampledPairwise:
             layers = [model.get_ego_embeddings()]
             for _ in range(model.n_layers):
                 layers.append(torch.sparse.mm(model.norm_adj_matrix, layers[-1]))
-            return lightgcn_representations(layers, model.n_users)
+            return mean_of_layers(layers, model.n_users)
 
     def _penalty(self, users: Tensor, positives: Tensor, negatives: Tensor) -> Tensor | float:
         model = self.model

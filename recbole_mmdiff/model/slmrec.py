@@ -7,11 +7,12 @@ from torch.nn import functional
 from recbole_mmdiff.data.loaders import SAMPLE_ID
 from recbole_mmdiff.diffusion import fold_in, keyed_uniform
 from recbole_mmdiff.errors import ConfigError, at_least, one_of, share
-from recbole_mmdiff.graph import bipartite_adjacency, light_propagation
+from recbole_mmdiff.graph import light_propagation
 from recbole_mmdiff.model.base import take
 from recbole_mmdiff.model.contrastive import modality_contrastive_loss
 from recbole_mmdiff.model.item_features import ItemFeatures
-from recbole_mmdiff.model.negative_sampling import Representations
+from recbole_mmdiff.model.representations import Representations
+from recbole_mmdiff.model.user_item_graph import training_adjacency
 from recbole_mmdiff.model.without_negatives import WithoutNegatives
 from recbole_mmdiff.negatives import KnownItems
 
@@ -72,9 +73,8 @@ class SLMRec(WithoutNegatives):
         if self.ssl_task == "FAC":
             self.first_maps, self.second_maps = (
                 nn.ModuleList(nn.Linear(self.size, self.size) for _ in self.features.names) for _ in range(2))
+        self.register_buffer("adjacency", training_adjacency(dataset), persistent=False)
         rows = dataset.inter_feat
-        adjacency = bipartite_adjacency(rows[self.USER_ID], rows[self.ITEM_ID], self.n_users, self.n_items)
-        self.register_buffer("adjacency", adjacency, persistent=False)
         self.known = KnownItems(rows[self.USER_ID], rows[self.ITEM_ID], self.n_users, self.n_items)
 
     # ---- representations -----------------------------------------------------------------------

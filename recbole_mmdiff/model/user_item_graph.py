@@ -1,11 +1,19 @@
-"""Edges of the graph of users and items, and those that an epoch keeps."""
+"""The graph of users and items that a part holds, and the edges that an epoch keeps."""
 
 import torch
 from recbole.data.dataset import Dataset
 from torch import Tensor
 
 from recbole_mmdiff.diffusion import keyed_uniform
-from recbole_mmdiff.graph import keep_by_degree
+from recbole_mmdiff.graph import bipartite_adjacency, keep_by_degree
+
+
+def training_adjacency(dataset: Dataset, **form) -> Tensor:
+    """The normalised adjacency of the users and items of a part, in the ``form`` that
+    ``bipartite_adjacency`` takes: CSR (n_users + n_items, n_users + n_items)."""
+    rows = dataset.inter_feat
+    return bipartite_adjacency(rows[dataset.uid_field], rows[dataset.iid_field], dataset.user_num,
+                               dataset.item_num, **form)
 
 
 def distinct_edges(dataset: Dataset) -> Tensor:

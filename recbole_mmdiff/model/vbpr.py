@@ -6,8 +6,8 @@ from torch.nn import functional
 
 from recbole_mmdiff.model.base import take
 from recbole_mmdiff.model.item_features import ItemFeatures
-from recbole_mmdiff.model.negative_sampling import Representations
 from recbole_mmdiff.model.pairwise import PairwiseRecommender, bpr_loss, mean_square
+from recbole_mmdiff.model.representations import Representations
 
 
 class VBPR(PairwiseRecommender):

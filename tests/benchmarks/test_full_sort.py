@@ -31,14 +31,6 @@ USERS = ITEMS = 50_000
 MEMORY_LIMIT = 2 * 2**30
 
 
-@pytest.fixture
-def single_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def timed(function):
     start = time.perf_counter()
     result = function()
@@ -53,7 +45,7 @@ def interleaved(functions, rounds=7):
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def test_full_ranking_is_3_times_faster_than_recbole(single_thread, tmp_path):
+def test_full_ranking_is_3_times_faster_than_recbole(one_thread, tmp_path):
     config = Config("BPR", "ml-100k", config_dict={
         "data_path": str(ml100k.raw_folder().parent), "load_col": {"inter": ["user_id", "item_id"]},
         "metrics": ["Recall", "MRR", "NDCG", "Hit", "Precision"], "topk": [10, 20],

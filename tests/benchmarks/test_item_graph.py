@@ -22,13 +22,7 @@ REBUILD_SECONDS = 1.0
 REQUIRED_RATIO = 20.0
 MEMORY_LIMIT = 2**29
 
-
-@pytest.fixture(autouse=True)
-def single_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def draw(n, size):

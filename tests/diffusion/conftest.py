@@ -32,15 +32,6 @@ class GaussianOracle:
         return mean_end + np.sqrt(variance_end / variance_start) * (x - mean_start)
 
 
-@pytest.fixture(autouse=True)
-def single_thread():
-    """Tensors here are small: on a shared machine threads would only wait for one another."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def gaussian():
     return GaussianOracle

@@ -20,10 +20,9 @@ from recbole_mmdiff.model.negative_sampling import (
     SAMPLERS,
     Curriculum,
     NegativeSampling,
-    Representations,
     Rows,
-    lightgcn_representations,
 )
+from recbole_mmdiff.model.representations import Representations, mean_of_layers
 
 SEED, EPOCH = 31, 2
 #: those whose draw of a sample depends on nothing else; ``curricular`` candidates belong to a batch
@@ -40,7 +39,7 @@ def toy(ranking_config, toy_domain):
         known[user].add(item)
     draw = torch.Generator().manual_seed(3)
     layers = [torch.randn(train.user_num + train.item_num, 4, generator=draw) for _ in range(3)]
-    return Toy(train, known, lightgcn_representations(layers, train.user_num))
+    return Toy(train, known, mean_of_layers(layers, train.user_num))
 
 
 @pytest.fixture(scope="module")
