@@ -6,10 +6,11 @@ from recbole.utils import InputType, ModelType
 from torch import Tensor
 
 from recbole_mmdiff.errors import ConfigError
+from recbole_mmdiff.graph import sparse_matrix
 from recbole_mmdiff.model.base import Stage, take
 from recbole_mmdiff.model.negative_sampling import NegativeSampling
 from recbole_mmdiff.model.pairwise import bpr_loss
-from recbole_mmdiff.model.representations import Representations, mean_of_layers
+from recbole_mmdiff.model.representations import Representations, lightgcn
 
 #: RecBole's models whose vectors we know: what samplers read that look at them
 KNOWN = ("BPR", "LightGCN")
@@ -45,6 +46,11 @@ class SampledPairwise:
             raise ConfigError(f"negative_sampler: {self.sampling.name} reads the vectors of users and items, "
                               f"which we know of {', '.join(KNOWN)} and of our own models; use uniform or "
                               f"popularity with {self.name}")
+        if self.name == "LightGCN":
+            # Its own products, with a matrix of entries in no order, take three times as long.
+            entries = model.norm_adj_matrix.coalesce()
+            self.adjacency = sparse_matrix(*entries.indices(), entries.values(), entries.shape)
+            model.forward = lambda: self._tables()[:2]
 
     def stage(self, epochs: int) -> Stage:
         """The one stage of training."""
@@ -53,7 +59,7 @@ class SampledPairwise:
     def loss(self, interaction) -> Tensor:
         """The model's loss of a batch of positive rows."""
         model = self.model
-        tables = self._tables() if self.sampling.needs_vectors else None
+        tables = self._vectors() if self.sampling.needs_vectors else None
         found = self.sampling.draw(interaction, tables, model.seed, model.epoch)
         users, positives = interaction[model.USER_ID], interaction[model.ITEM_ID]
         if found.vectors is not None:
@@ -65,17 +71,18 @@ class SampledPairwise:
         # RecBole's penalties are vectors of one number.
         return model.calculate_loss(Interaction(pairs)).reshape(())
 
-    def _tables(self) -> Representations:
-        model = self.model
+    def _vectors(self) -> Representations:
+        """What the sampler reads; mixed vectors take a gradient."""
         with torch.set_grad_enabled(self.sampling.name == "mixgcf"):
-            if self.name == "BPR":
-                return Representations(model.user_embedding.weight, model.item_embedding.weight)
             # As its own loss does: what it keeps for predictions follows from weights that will change.
-            model.restore_user_e = model.restore_item_e = None
-            layers = [model.get_ego_embeddings()]
-            for _ in range(model.n_layers):
-                layers.append(torch.sparse.mm(model.norm_adj_matrix, layers[-1]))
-            return mean_of_layers(layers, model.n_users)
+            self.model.restore_user_e = self.model.restore_item_e = None
+            return self._tables()
+
+    def _tables(self) -> Representations:
+        users, items = self.model.user_embedding.weight, self.model.item_embedding.weight
+        if self.name == "BPR":
+            return Representations(users, items)
+        return lightgcn(self.adjacency, users, items, self.model.n_layers)
 
     def _penalty(self, users: Tensor, positives: Tensor, negatives: Tensor) -> Tensor | float:
         model = self.model
