@@ -48,8 +48,8 @@ class FREEDOM(Backbone):
         self.dropout, self.reg_weight = config["dropout"], config["reg_weight"]
         self.register_buffer("edges", distinct_edges(dataset), persistent=False)
         self.register_buffer("adjacency", self._adjacency(self.edges), persistent=False)
-        graph, transposed = item_graph(self.features, config["knn_k"],
-                                       modality_weights(config["modality_weights"], self.features.names))
+        weights = modality_weights(config["modality_weights"], self.features.names)
+        graph, transposed = item_graph(self.features, config["knn_k"], weights, config["device"])
         self.register_buffer("item_graph", graph, persistent=False)
         self.register_buffer("item_graph_transposed", transposed, persistent=False)
         self.epoch_adjacency: Tensor | None = None

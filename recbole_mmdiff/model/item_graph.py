@@ -31,19 +31,24 @@ def modality_weights(given: dict | None, names: list[str]) -> list[float]:
     return [float(given.get(name, 1.0)) for name in names]
 
 
-def raw_edges(features: ItemFeatures, knn_k: int) -> list[Edges]:
-    """For each modality every item and its ``knn_k`` most similar ones by the raw features' cosine."""
-    return [nearest_neighbours(features.table(number).detach(), knn_k, features.present[:, number])
-            for number in range(len(features.names))]
+def raw_edges(features: ItemFeatures, knn_k: int, device: torch.device) -> list[Edges]:
+    """For each modality every item and its ``knn_k`` most similar ones by the raw features' cosine, found on
+    ``device``, where a model goes only once it is built."""
+    found = [nearest_neighbours(features.table(number).detach().to(device), knn_k,
+                                features.present[:, number].to(device))
+             for number in range(len(features.names))]
+    return [Edges(*(part.to(features.present.device) for part in edges)) for edges in found]
 
 
 @torch.no_grad()
-def item_graph(features: ItemFeatures, knn_k: int, weights: list[float]) -> tuple[Tensor, Tensor]:
+def item_graph(features: ItemFeatures, knn_k: int, weights: list[float], device: torch.device
+               ) -> tuple[Tensor, Tensor]:
     """FREEDOM's frozen graph: equal weights for an item's neighbours, modalities joined by ``weights``
-    (of those that the item has): CSR (n_items, n_items) and its transpose."""
+    (of those that the item has): CSR (n_items, n_items) and its transpose. Neighbours are found on
+    ``device``."""
     count = len(features.present)
     parts = [normalise(edges._replace(values=torch.ones_like(edges.values)), count, "random_walk")
-             for edges in raw_edges(features, knn_k)]
+             for edges in raw_edges(features, knn_k, device)]
     matrix = to_matrix(mix(parts, weights, count, present=True), (count, count))
     return matrix, transpose(matrix)
 
@@ -59,13 +64,14 @@ class LatentGraph(nn.Module):
         features: what the graph of the raw features, which stays as it is, is made of.
         knn_k: neighbours of an item, itself among them.
         original_share: weight of the raw features' graph; that of the projections' is the rest.
+        device: where the raw features' neighbours are found.
     """
 
-    def __init__(self, features: ItemFeatures, knn_k: int, original_share: float):
+    def __init__(self, features: ItemFeatures, knn_k: int, original_share: float, device: torch.device):
         super().__init__()
         self.knn_k, self.original_share = knn_k, original_share
         self.modality_logits = nn.Parameter(torch.zeros(len(features.names)))
-        for number, edges in enumerate(raw_edges(features, knn_k)):
+        for number, edges in enumerate(raw_edges(features, knn_k, device)):
             rows, columns, values = normalise(edges, len(features.present), "symmetric")
             self.register_buffer(f"pairs_{number}", torch.stack([rows, columns]), persistent=False)
             self.register_buffer(f"values_{number}", values, persistent=False)

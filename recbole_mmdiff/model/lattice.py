@@ -60,7 +60,8 @@ class LATTICE(Backbone):
         adjacency = training_adjacency(dataset, self_loops=True, kind="random_walk")
         self.register_buffer("adjacency", adjacency, persistent=False)
         self.register_buffer("adjacency_transposed", transpose(adjacency), persistent=False)
-        self.latent_graph = LatentGraph(self.features, config["knn_k"], config["original_share"])
+        self.latent_graph = LatentGraph(self.features, config["knn_k"], config["original_share"],
+                                        config["device"])
         self._item_graph: tuple[Tensor, Tensor] | None = None
 
     def forget(self) -> None:

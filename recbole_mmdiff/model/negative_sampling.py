@@ -107,7 +107,8 @@ class NegativeSampling:
 
     def _mixgcf(self, rows, tables) -> Negatives:
         candidates, layers = self._candidates(rows), tables.layers or (tables.items,)
-        uniforms = rows.uniforms(1, len(layers) * candidates[0].numel()).view(*candidates.shape, -1)
+        # One alpha for all candidates: of their own, the one with most of the positive would win.
+        uniforms = rows.uniforms(1, len(layers) * self.count).view(-1, self.count, 1, len(layers))
         with torch.enable_grad():
             side_by_side = torch.cat(layers, 1)
             positives, mixed = (take(side_by_side, items).unflatten(-1, (len(layers), -1))

@@ -215,16 +215,16 @@ def test_mixgcf_mixes_vectors(make, toy, in_layers):
     batch = batch_of(toy.train, range(40))
     found = make("mixgcf").draw(batch, tables, SEED, EPOCH)
     candidates = candidates_by_hand(toy, batch["user_id"], batch["sample_id"], 15).reshape(40, 3, 5)
-    alphas = keyed_uniform(batch["sample_id"], 15 * len(layers), fold_in(SEED, EPOCH, 1, 1), torch.float64)
-    alphas = alphas.view(40, 3, 5, len(layers)).numpy()
+    alphas = keyed_uniform(batch["sample_id"], 3 * len(layers), fold_in(SEED, EPOCH, 1, 1), torch.float64)
+    alphas = alphas.view(40, 3, len(layers)).numpy()
     np.testing.assert_array_equal(found.items, candidates[:, :, 0])
     for row, (user, positive) in enumerate(zip(batch["user_id"], batch["item_id"], strict=True)):
         for column in range(3):
             pooled = []
             for number, layer in enumerate(layers):
-                mixed = [alphas[row, column, place, number] * layer[positive].double()
-                         + (1 - alphas[row, column, place, number]) * layer[item].double()
-                         for place, item in enumerate(candidates[row, column])]
+                alpha = alphas[row, column, number]
+                mixed = [alpha * layer[positive].double() + (1 - alpha) * layer[item].double()
+                         for item in candidates[row, column]]
                 pooled.append(max(mixed, key=lambda vector: dots(tables.users[user], vector)))
             torch.testing.assert_close(found.vectors[row, column].double(), sum(pooled) / len(pooled),
                                        rtol=1e-5, atol=1e-5)
