@@ -21,7 +21,7 @@ from recbole_mmdiff.errors import ConfigError, at_least, in_words_of, one_of, sh
 from recbole_mmdiff.model.backbone import Backbone
 from recbole_mmdiff.model.base import take
 from recbole_mmdiff.model.negative_sampling import Curriculum, Negatives, Rows
-from recbole_mmdiff.model.pairwise import PairwiseRecommender, Projected, Triples
+from recbole_mmdiff.model.pairwise import PairwiseRecommender, Projected, Triples, bpr_loss
 from recbole_mmdiff.model.registry import MODELS, get_model
 from recbole_mmdiff.model.representations import Representations
 
@@ -149,9 +149,11 @@ class CCDRec(PairwiseRecommender):
         predicted, diffusion = self.denoised(
             projected, fold_in(self.seed, self.epoch, 10, int(rows.samples[0])))
         tables = self.joined(items, predicted)
-        ranking = self.bpr(Triples(rows.users, rows.positives, Negatives(negatives)), tables, weights)
+        vectors = Triples(rows.users, rows.positives, Negatives(negatives)).vectors(tables)
+        loss = bpr_loss(*vectors, weights) + self.diffusion_weight * diffusion
         batch = Triples(rows.users, rows.positives, Negatives(easy), projected)
-        return ranking + self.diffusion_weight * diffusion + self.backbone.auxiliary_loss(batch, tables)
+        return loss + self.backbone.auxiliary_loss(
+            batch, vectors._replace(negatives=vectors.negatives[:, :easy.shape[1]]))
 
     def curricular_items(self, rows: Rows) -> Tensor:
         """(b, 1): negatives out of the epoch's pool (CNS); random ones before there are pools."""

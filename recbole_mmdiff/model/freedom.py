@@ -9,7 +9,7 @@ from recbole_mmdiff.graph import bipartite_adjacency, propagate
 from recbole_mmdiff.model.backbone import Backbone
 from recbole_mmdiff.model.base import take
 from recbole_mmdiff.model.item_graph import item_graph, modality_weights
-from recbole_mmdiff.model.pairwise import Projected, Triples, bpr_loss
+from recbole_mmdiff.model.pairwise import Projected, Triples, Vectors, bpr_loss
 from recbole_mmdiff.model.representations import Representations, lightgcn
 from recbole_mmdiff.model.user_item_graph import distinct_edges, kept_edges
 
@@ -86,7 +86,7 @@ class FREEDOM(Backbone):
 
     # ---- the loss ------------------------------------------------------------------------------
 
-    def auxiliary_loss(self, batch: Triples, tables: Representations) -> Tensor | float:
+    def auxiliary_loss(self, batch: Triples, vectors: Vectors) -> Tensor | float:
         """BPR of the projected features of each modality, ``reg_weight`` times their sum."""
         if not self.reg_weight:
             return 0.0
@@ -94,7 +94,7 @@ class FREEDOM(Backbone):
         if projected is None:
             items = torch.unique(batch.items())
             projected = Projected(items, self.features.project(items))
-        users, place = take(tables.users, batch.users), torch.searchsorted(projected.items, batch.items())
-        losses = [bpr_loss(users, take(features, place[:, 0]), take(features, place[:, 1:]))
+        place = torch.searchsorted(projected.items, batch.items())
+        losses = [bpr_loss(vectors.users, take(features, place[:, 0]), take(features, place[:, 1:]))
                   for features in projected.features.unbind(1)]
         return self.reg_weight * sum(losses)

@@ -13,9 +13,8 @@ from recbole_mmdiff.graph import (
     weighted_product,
 )
 from recbole_mmdiff.model.backbone import Backbone
-from recbole_mmdiff.model.base import take
 from recbole_mmdiff.model.item_graph import LatentGraph
-from recbole_mmdiff.model.pairwise import Triples, mean_square
+from recbole_mmdiff.model.pairwise import Triples, Vectors, mean_square
 from recbole_mmdiff.model.representations import Representations, lightgcn
 from recbole_mmdiff.model.user_item_graph import training_adjacency
 
@@ -106,10 +105,6 @@ class LATTICE(Backbone):
 
     # ---- the loss ------------------------------------------------------------------------------
 
-    def auxiliary_loss(self, batch: Triples, tables: Representations) -> Tensor | float:
+    def auxiliary_loss(self, batch: Triples, vectors: Vectors) -> Tensor | float:
         """``reg_weight`` times half the squared length of the batch's vectors."""
-        if not self.reg_weight:
-            return 0.0
-        return self.reg_weight * mean_square(take(tables.users, batch.users),
-                                             take(tables.items, batch.positives),
-                                             take(tables.items, batch.negatives.items))
+        return self.reg_weight * mean_square(*vectors) if self.reg_weight else 0.0

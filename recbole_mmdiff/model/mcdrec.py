@@ -21,7 +21,7 @@ from recbole_mmdiff.errors import at_least, in_words_of, share
 from recbole_mmdiff.graph import Edges, bipartite_adjacency, similarities
 from recbole_mmdiff.model.backbone import Backbone
 from recbole_mmdiff.model.base import take
-from recbole_mmdiff.model.pairwise import Triples, mean_square
+from recbole_mmdiff.model.pairwise import Triples, Vectors, mean_square
 from recbole_mmdiff.model.representations import Representations, lightgcn
 from recbole_mmdiff.model.user_item_graph import distinct_edges, kept_edges
 
@@ -169,14 +169,12 @@ class MCDRec(Backbone):
 
     # ---- the loss ------------------------------------------------------------------------------
 
-    def auxiliary_loss(self, batch: Triples, tables: Representations) -> Tensor | float:
+    def auxiliary_loss(self, batch: Triples, vectors: Vectors) -> Tensor | float:
         """L_dm and the squared lengths, each with its weight."""
         # Not kept: a graph of gradients could not be copied with the model.
         loss, self._loss = self.denoising_weight * self._loss, 0.0
         if self.reg_weight:
-            loss = loss + self.reg_weight * mean_square(
-                take(tables.users, batch.users), take(tables.items, batch.positives),
-                take(tables.items, batch.negatives.items))
+            loss = loss + self.reg_weight * mean_square(*vectors)
         return loss
 
 

@@ -8,7 +8,7 @@ from recbole_mmdiff.errors import at_least
 from recbole_mmdiff.graph import propagate, transpose
 from recbole_mmdiff.model.base import take
 from recbole_mmdiff.model.item_features import ItemFeatures
-from recbole_mmdiff.model.pairwise import PairwiseRecommender, Triples, mean_square
+from recbole_mmdiff.model.pairwise import PairwiseRecommender, Triples, Vectors, mean_square
 from recbole_mmdiff.model.representations import Representations
 from recbole_mmdiff.model.user_item_graph import training_adjacency
 
@@ -65,7 +65,7 @@ class MMGCN(PairwiseRecommender):
                      for layer, own, message in zip(layers, parts, told, strict=True)]
         return Representations(*(sum(parts) / len(parts)).split([self.n_users, self.n_items]))
 
-    def auxiliary_loss(self, batch: Triples, tables: Representations) -> Tensor | float:
+    def auxiliary_loss(self, batch: Triples, vectors: Vectors) -> Tensor | float:
         """The penalty of id vectors and preferences."""
         if not self.reg_weight:
             return 0.0

@@ -22,6 +22,14 @@ class Projected(NamedTuple):
     features: Tensor
 
 
+class Vectors(NamedTuple):
+    """Of a batch: users (b, d), positive items (b, d), negatives (b, k, d)."""
+
+    users: Tensor
+    positives: Tensor
+    negatives: Tensor
+
+
 class Triples(NamedTuple):
     """A batch: users (b,), positive items (b,), negatives (b, k); and what has been projected of its
     items' features already, these and perhaps others."""
@@ -34,6 +42,16 @@ class Triples(NamedTuple):
     def items(self) -> Tensor:
         """(b, 1 + k): the positive item and the negative ones."""
         return torch.cat([self.positives[:, None], self.negatives.items], 1)
+
+    def vectors(self, tables: Representations) -> Vectors:
+        """The rows of ``tables``, and the mixed negatives where there are such."""
+        users, mixed = take(tables.users, self.users), self.negatives.vectors
+        if mixed is not None:
+            return Vectors(users, take(tables.items, self.positives), mixed)
+        # At once: each lookup has a gradient of the size of its table.
+        items = take(tables.items, self.items())
+        positives, negatives = items.split([1, items.shape[1] - 1], 1)
+        return Vectors(users, positives[:, 0], negatives)
 
 
 class PairwiseRecommender(Forgetful, StagedRecommender):
@@ -92,7 +110,8 @@ class PairwiseRecommender(Forgetful, StagedRecommender):
         ``auxiliary_loss``."""
         tables = self.representations()
         batch = self.triples(interaction, tables)
-        return self.bpr(batch, tables) + self.auxiliary_loss(batch, tables)
+        vectors = batch.vectors(tables)
+        return bpr_loss(*vectors) + self.auxiliary_loss(batch, vectors)
 
     def triples(self, interaction, tables: Representations) -> Triples:
         """The rows of a batch with negatives drawn by the sampler."""
@@ -100,17 +119,8 @@ class PairwiseRecommender(Forgetful, StagedRecommender):
         negatives = self.negatives.draw(interaction, tables, self.seed, self.epoch)
         return Triples(users, positives, negatives)
 
-    @staticmethod
-    def bpr(batch: Triples, tables: Representations, weights: Tensor | None = None) -> Tensor:
-        """``bpr_loss`` of a batch."""
-        negatives = batch.negatives.vectors
-        if negatives is None:
-            negatives = take(tables.items, batch.negatives.items)
-        return bpr_loss(take(tables.users, batch.users), take(tables.items, batch.positives), negatives,
-                        weights)
-
-    def auxiliary_loss(self, batch: Triples, tables: Representations) -> Tensor | float:
-        """What a model adds to BPR's loss."""
+    def auxiliary_loss(self, batch: Triples, vectors: Vectors) -> Tensor | float:
+        """What a model adds to BPR's loss of a batch and its ``vectors``."""
         return 0.0
 
     # ---- scores --------------------------------------------------------------------------------

@@ -33,4 +33,6 @@ def lightgcn(adjacency: Tensor, users: Tensor, items: Tensor, num_layers: int,
 def mean_of_layers(layers: list[Tensor], num_users: int) -> Representations:
     """The mean of layers (n_users + n_items, d), and the items' part of each."""
     mean = sum(layers[1:], start=layers[0]) / len(layers)
-    return Representations(mean[:num_users], mean[num_users:], tuple(layer[num_users:] for layer in layers))
+    # The gradient of a split is one table; that of two slices would be two, mostly zero, and their sum.
+    users, items = mean.split([num_users, len(mean) - num_users])
+    return Representations(users, items, tuple(layer[num_users:] for layer in layers))

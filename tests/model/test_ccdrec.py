@@ -15,7 +15,7 @@ from recbole_mmdiff.diffusion import fold_in, keyed_normal, keyed_uniform
 from recbole_mmdiff.errors import ConfigError
 from recbole_mmdiff.model.freedom import FREEDOM
 from recbole_mmdiff.model.negative_sampling import Rows
-from recbole_mmdiff.model.pairwise import Projected
+from recbole_mmdiff.model.pairwise import Projected, Triples
 from recbole_mmdiff.model.registry import register_model
 from recbole_mmdiff.negatives import candidate_items, curricular_negatives
 from recbole_mmdiff.quick_start import build_model, prepare_data
@@ -253,7 +253,8 @@ def test_the_loss_draws_from_the_epochs_pool(built, schedule, pool_of, monkeypat
     draw = torch.Generator().manual_seed(3)
     model.pools = torch.randn(5, model.n_items, 8, generator=draw).double()
     batch, seen = batch_of(train, 60), []
-    monkeypatch.setattr(model, "bpr", lambda triples, *_: seen.append(triples) or torch.zeros(()))
+    of_tables = Triples.vectors
+    monkeypatch.setattr(Triples, "vectors", lambda self, tables: seen.append(self) or of_tables(self, tables))
     for epoch, number in pool_of.items():
         model.epoch = epoch
         model.ranking_loss(batch)

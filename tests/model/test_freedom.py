@@ -12,7 +12,7 @@ from running import slope
 from recbole_mmdiff.errors import ConfigError
 from recbole_mmdiff.model.item_graph import modality_weights
 from recbole_mmdiff.model.negative_sampling import Negatives
-from recbole_mmdiff.model.pairwise import Triples
+from recbole_mmdiff.model.pairwise import Triples, bpr_loss
 
 WEIGHTS = {"image": 0.3, "text": 0.9}
 
@@ -291,7 +291,7 @@ def test_loss_and_gradients(toy, reg_weight):
     batch = batch_of(train)
     model.train()
     tables = model.representations()
-    loss = model.bpr(batch, tables) + model.auxiliary_loss(batch, tables)
+    loss = bpr_loss(*batch.vectors(tables)) + model.auxiliary_loss(batch, batch.vectors(tables))
     arrays = {name: value.detach().numpy().copy() for name, value in model.named_parameters()}
 
     def by_hand():
@@ -328,7 +328,7 @@ def test_the_ranking_loss_is_that_of_the_drawn_negatives(toy):
 def test_no_projection_without_weight(toy, monkeypatch):
     model, train = toy(reg_weight=0.0)
     monkeypatch.setattr(model.features, "project", lambda items: pytest.fail("projected"))
-    assert model.auxiliary_loss(batch_of(train), model.representations()) == 0
+    assert model.auxiliary_loss(batch_of(train), batch_of(train).vectors(model.representations())) == 0
 
 
 # ---- keys ------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from test_freedom import batch_of, bpr_by_hand, training_pairs
 from recbole_mmdiff.data.features import write_features
 from recbole_mmdiff.errors import ConfigError
 from recbole_mmdiff.model.lattice import LATTICE
+from recbole_mmdiff.model.pairwise import bpr_loss
 
 
 class TestLATTICE(RankingContract):
@@ -197,7 +198,7 @@ def test_loss_and_gradients_of_the_first_batch_and_of_others(toy):
     for first in (True, False):
         model.zero_grad()
         tables = model.representations()
-        loss = model.bpr(batch, tables) + model.auxiliary_loss(batch, tables)
+        loss = bpr_loss(*batch.vectors(tables)) + model.auxiliary_loss(batch, batch.vectors(tables))
         loss.backward()
 
         def by_hand(first=first):
@@ -216,7 +217,7 @@ def test_loss_and_gradients_of_the_first_batch_and_of_others(toy):
 
 def test_without_regularisation_the_loss_is_bpr(toy):
     model, train = toy(reg_weight=0)
-    assert model.auxiliary_loss(batch_of(train), model.representations()) == 0
+    assert model.auxiliary_loss(batch_of(train), batch_of(train).vectors(model.representations())) == 0
 
 
 # ---- when the graph is built -----------------------------------------------------------------------

@@ -13,6 +13,7 @@ from recbole_mmdiff.diffusion import fold_in, keyed_normal, keyed_uniform
 from recbole_mmdiff.errors import ConfigError
 from recbole_mmdiff.model import mcdrec
 from recbole_mmdiff.model.mcdrec import Perceptron
+from recbole_mmdiff.model.pairwise import bpr_loss
 
 SEED, EPOCH = 99, 2
 
@@ -212,10 +213,10 @@ def test_representations_and_losses_in_training(toy, predicted_items):
         batch = batch_of(train)
         rows = (users[batch.users.numpy()], items[batch.positives.numpy()],
                 items[batch.negatives.items.numpy()])
-        assert model.bpr(batch, tables).item() == pytest.approx(bpr_by_hand(*rows), rel=1e-6)
+        assert bpr_loss(*batch.vectors(tables)).item() == pytest.approx(bpr_by_hand(*rows), rel=1e-6)
         lengths = sum((part**2).sum(-1).mean() for part in rows) / 2
-        assert model.auxiliary_loss(batch, tables).item() == pytest.approx(0.5 * error + 0.3 * lengths,
-                                                                           rel=1e-6)
+        found = model.auxiliary_loss(batch, batch.vectors(tables)).item()
+        assert found == pytest.approx(0.5 * error + 0.3 * lengths, rel=1e-6)
     assert chosen[0] != chosen[1], "every batch draws its own"
     assert set(chosen[0]) <= set(range(1, model.n_items)), "never padding"
 
@@ -230,7 +231,7 @@ def test_gradients(toy):
         model.batch = 0
         tables = model.representations()
         scores = (tables.users[batch.users] * tables.items[batch.positives]).sum(1)
-        return scores.square().mean() + model.auxiliary_loss(batch, tables)
+        return scores.square().mean() + model.auxiliary_loss(batch, batch.vectors(tables))
 
     loss().backward()
     for name, parameter in model.named_parameters():
@@ -316,7 +317,8 @@ def test_one_and_three_modalities_and_one_that_half_of_the_items_lack(toy, toy_d
     assert not conditions_by_hand(model)[missing, modalities.index("audio")].any()
     model.train().before_epoch(EPOCH)
     tables = model.representations()
-    (model.bpr(batch_of(train), tables) + model.auxiliary_loss(batch_of(train), tables)).backward()
+    vectors = batch_of(train).vectors(tables)
+    (bpr_loss(*vectors) + model.auxiliary_loss(batch_of(train), vectors)).backward()
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
     model.after_epoch(EPOCH)
     pairs = sorted(set(training_pairs(train)))
