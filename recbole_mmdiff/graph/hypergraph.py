@@ -1,0 +1,39 @@
+"""Hypergraphs: vectors averaged over groups of nodes, and given back to their members."""
+
+import torch
+from torch import Tensor
+
+
+def hypergraph_convolution(membership: Tensor, vectors: Tensor) -> Tensor:
+    """D_V^-1/2 H D_E^-1 H^T D_V^-1/2 X, with a gradient for ``vectors``.
+
+    D_V holds the row sums of H, D_E its column sums: the spectral norm is at most 1, so that layers
+    neither grow nor, for vectors in proportion to D_V^1/2, shrink.
+
+    Args:
+        membership: H (n, k), not negative: the share of each of k hyperedges that a node has.
+        vectors: X (n, d).
+
+    Returns:
+        (n, d); zero for a node without a hyperedge.
+
+    Raises:
+        ValueError: ``membership`` has another number of rows.
+
+    Source: Feng et al., Hypergraph Neural Networks, AAAI 2019, Eq. 11 without its weights and activation.
+    SIEOUG (WWW 2025), Eq. 13 prints D_E^-1/2, with which a vector of equal numbers grows by a factor of
+    sqrt(n / k) in each layer.
+    """
+    if membership.dim() != 2 or len(membership) != len(vectors):
+        raise ValueError(f"membership has the shape {tuple(membership.shape)}; accepted: ({len(vectors)}, "
+                         f"any), a row for each of the vectors")
+    with torch.autocast(vectors.device.type, enabled=False):
+        dtype = torch.promote_types(membership.dtype, vectors.dtype)
+        edges, vectors = membership.to(dtype), vectors.to(dtype)
+        nodes, groups = (_inverse(edges.sum(dim)) for dim in (1, 0))
+        weighted = edges * nodes.sqrt()[:, None]
+        return weighted @ (groups[:, None] * (weighted.T @ vectors))
+
+
+def _inverse(degrees: Tensor) -> Tensor:
+    return torch.where(degrees > 0, 1 / degrees.where(degrees > 0, 1), 0)
