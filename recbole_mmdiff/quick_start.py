@@ -23,7 +23,7 @@ from recbole_mmdiff.config.sources import read_yaml
 from recbole_mmdiff.data.preparation import Parts, prepare_parts
 from recbole_mmdiff.data.splits import SavedSplit
 from recbole_mmdiff.errors import ConfigError, DataError
-from recbole_mmdiff.evaluator import Evaluation, Evaluator
+from recbole_mmdiff.evaluator import Evaluation, make_evaluator
 from recbole_mmdiff.files import write_atomically, write_json
 from recbole_mmdiff.trainer import make_trainer
 from recbole_mmdiff.trainer.checkpoint import load_checkpoint
@@ -179,7 +179,7 @@ def _train_and_evaluate(config, parts: Parts, model, folder: Path, resume: bool,
         tested = torch.unique(parts.test.inter_feat[parts.test.uid_field])
         for line in model.cautions(tested.to(model.device)):
             logger.warning(line)
-    evaluator = Evaluator(config, parts)
+    evaluator = make_evaluator(config, parts)
     trainer = make_trainer(config, model, evaluator, folder / CHECKPOINT)
     started = perf_counter()
     going_on = resume and (folder / CHECKPOINT).is_file()

@@ -24,7 +24,6 @@ class CrossDomainDataset(DomainDataset):
         source: the source domain's Dataset (all its rows; under ``ratio`` its part of the split).
         vocabulary: the users of both domains.
         num_overlap: linked users; their ids are 1 .. num_overlap in both domains.
-        num_candidates: target items and [PAD]; what is ranked, also in the merged view.
         totals: users, items and interactions of each domain before it is split.
         finetune: under ``warm_start``, on the training part: the rows set aside, else None.
         unused: under ``cold_start_items``, on the training part: the rows of held-out users on
@@ -43,7 +42,6 @@ class CrossDomainDataset(DomainDataset):
             self._saved = splits.SavedSplit.load(Path(config["split_file"]))
             self.config["split_protocol"] = self._saved.protocol
         self._share_users()
-        self.num_candidates = self.item_num
 
     def _share_users(self):
         config, uid = self.config, self.uid_field

@@ -172,6 +172,9 @@ class DomainDataset(StrictDataset, Dataset):
     The constructor loads and filters; ``finish`` gives it its ids, once the users of both domains
     are known. Items are numbered in the order of their tokens and rows are sorted by
     (user, item), so that nothing depends on the order of the file.
+
+    Attributes:
+        num_candidates: items and [PAD]; what is ranked, also in the merged view.
     """
 
     def _data_processing(self):
@@ -234,6 +237,7 @@ class DomainDataset(StrictDataset, Dataset):
         """
         items = np.concatenate([[PAD_TOKEN], self.tokens(self.iid_field)])
         self._vocabularies = {self.uid_field: user_tokens, self.iid_field: items}
+        self.num_candidates = len(items)
         self._remap_ID_all()
         del self._vocabularies
         if self.benchmark_filename_list is None:

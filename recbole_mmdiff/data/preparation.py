@@ -37,6 +37,10 @@ class Parts:
         found = {name: getattr(self.observed, name, None) for name in ("finetune", "unused")}
         return {name: part for name, part in found.items() if part is not None}
 
+    def of_source(self) -> "Parts":
+        """The same parts of the source domain, which ``ratio`` splits, too."""
+        return Parts(*(part.source for part in (self.train, self.valid, self.test, self.observed)))
+
 
 def create_dataset(config) -> Dataset:
     """The cross-domain data set, or RecBole's class for the model with strict reading."""

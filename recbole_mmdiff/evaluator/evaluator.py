@@ -11,6 +11,7 @@ from recbole.evaluator.register import metrics_dict
 from recbole.utils import ModelType
 
 from recbole_mmdiff.config import SAMPLED_MODE
+from recbole_mmdiff.data.domain import DomainDataset
 from recbole_mmdiff.data.preparation import Parts, seen_pairs
 from recbole_mmdiff.diffusion.noise import fold_in
 from recbole_mmdiff.errors import ConfigError
@@ -221,7 +222,7 @@ class Evaluator:
 
     @staticmethod
     def _positive(part) -> torch.Tensor:
-        if hasattr(part, "source"):
+        if isinstance(part, DomainDataset):
             return part.positive_rows()
         # RecBole's own data sets: every test row is relevant, unless labels say otherwise.
         label = part.label_field

@@ -64,6 +64,7 @@ class StagedRecommender(GeneralRecommender):
         needs_source: whether it transfers from a source domain and cannot do without.
         uses_source: whether it reads the source domain's ratings where there is one.
         predicts_ratings: whether ``predict`` is on the scale of the ratings.
+        reads_sampler: whether ``negative_sampler`` and ``num_negatives`` have an effect.
         domain_view, domain_views: the view of the data that it is trained on by default, and
             those that it can be trained on (``target``, ``merged``).
         seed, epoch: of this stage, set by the trainer, for noise drawn by (seed, epoch, sample).
@@ -75,6 +76,7 @@ class StagedRecommender(GeneralRecommender):
     needs_source = False
     uses_source = False
     predicts_ratings = True
+    reads_sampler = False
     domain_view = "target"
     domain_views = ("target", "merged")
 

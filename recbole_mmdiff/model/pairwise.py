@@ -67,6 +67,7 @@ class PairwiseRecommender(Forgetful, StagedRecommender):
 
     input_type = InputType.PAIRWISE
     predicts_ratings = False
+    reads_sampler = True
     domain_views = ("target",)      # The other domain's items have no features here.
     draws_negatives = True
 
@@ -108,7 +109,10 @@ class PairwiseRecommender(Forgetful, StagedRecommender):
     def ranking_loss(self, interaction) -> Tensor:
         """BPR of a batch of positive rows against the negatives that are drawn for them, and
         ``auxiliary_loss``."""
-        tables = self.representations()
+        return self.loss_of(interaction, self.representations())
+
+    def loss_of(self, interaction, tables: Representations) -> Tensor:
+        """``ranking_loss`` by the vectors of all users and items."""
         batch = self.triples(interaction, tables)
         vectors = batch.vectors(tables)
         return bpr_loss(*vectors) + self.auxiliary_loss(batch, vectors)

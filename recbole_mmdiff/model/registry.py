@@ -30,6 +30,9 @@ MODELS = {
     "LATTICE": "recbole_mmdiff.model.lattice",
     "MCDRec": "recbole_mmdiff.model.mcdrec",
     "CCDRec": "recbole_mmdiff.model.ccdrec",
+    "LGMRec": "recbole_mmdiff.model.lgmrec",
+    "SIEOUG": "recbole_mmdiff.model.sieoug",
+    "GOUM": "recbole_mmdiff.model.goum",
 }
 _registered: dict[str, type] = {}
 

@@ -7,7 +7,6 @@ from recbole.utils import ModelType, get_trainer
 
 from recbole_mmdiff.data.preparation import Parts, train_loader
 from recbole_mmdiff.errors import ConfigError
-from recbole_mmdiff.model.pairwise import PairwiseRecommender
 from recbole_mmdiff.storage import load_plain
 from recbole_mmdiff.trainer.checkpoint import load_weights, save_checkpoint
 from recbole_mmdiff.trainer.staged import StagedTrainer
@@ -69,7 +68,7 @@ def make_trainer(config, model, evaluator, checkpoint: Path | None = None) -> Tr
 def _refuse_keys_of_our_loop(config, model, base: type) -> None:
     """What RecBole's own loops, or models without negatives, would pass over in silence."""
     name, sampler, staged = config["model"], config["negative_sampler"], hasattr(type(model), "stages")
-    if staged and not isinstance(model, PairwiseRecommender):
+    if staged and not model.reads_sampler:
         for key, value, unset in (("negative_sampler", sampler, None),
                                   ("num_negatives", config["num_negatives"], 1)):
             if value != unset:

@@ -1,0 +1,114 @@
+"""The item graph and the hypergraph of a domain, out of its items' modalities (SIEOUG, section 3.1)."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from recbole_mmdiff.data.modalities import item_modalities, item_modality_names
+from recbole_mmdiff.errors import ConfigError, at_least, in_words_of
+from recbole_mmdiff.graph import (
+    Edges,
+    hypergraph_convolution,
+    light_propagation,
+    nearest_neighbours,
+    normalise,
+    to_matrix,
+    transpose,
+)
+from recbole_mmdiff.transport import cluster_items, fuse_graphs
+
+
+class ItemExploration(nn.Module):
+    """Item vectors joined from three: of interactions, of similar items, of groups of items.
+
+    Once, before training: the top ``knn_k`` of each modality by cosine, the item itself among them (Eqs. 1
+    and 2), are fused by RISGF to the graph A (Eqs. 3 to 5), and its items are clustered by SISHE to gamma
+    (n_items, ``num_clusters``) (Eqs. 6 to 10). Both stay as they are.
+
+    Args:
+        dataset: the training part of one domain.
+        names: the modalities; None takes all of items that its folder holds.
+        policy: of items without a row, as in ``item_modalities``.
+        size: d, length of the vectors.
+        num_layers: of both graphs.
+        knn_k: z.
+        graph_weight: mu of RISGF.
+        num_clusters: K.
+        cluster_weight: eta of SISHE.
+        anneal_from: a larger eta that it begins with, or None.
+        seed: of the clusters' start.
+        device: on which the graphs are made.
+
+    Raises:
+        ConfigError: a value that is not accepted, or a domain without modalities.
+        FeatureError, DataError: as ``item_modalities``.
+    """
+
+    def __init__(self, dataset, names: list[str] | None, policy: str, size: int, num_layers: int, *,
+                 knn_k: int, graph_weight: float, num_clusters: int, cluster_weight: float,
+                 anneal_from: float | None, seed: int, device: torch.device):
+        super().__init__()
+        for key, value in (("knn_k", knn_k), ("num_clusters", num_clusters), ("num_layers", num_layers)):
+            at_least(key, value, 1)
+        self.num_layers = num_layers
+        with torch.no_grad():
+            fused, features = _fused_graph(dataset, names, policy, knn_k, graph_weight, device)
+            with in_words_of("num_clusters, cluster_weight, anneal_from"):
+                gamma = _clusters(fused, features, num_clusters, eta=cluster_weight, anneal_from=anneal_from,
+                                  seed=seed).cpu()
+        count = dataset.item_num
+        graph = to_matrix(normalise(fused, count, "symmetric"), (count, count)).cpu()
+        self.register_buffer("item_graph", graph, persistent=False)
+        self.register_buffer("item_graph_transposed", transpose(graph), persistent=False)
+        self.register_buffer("gamma", gamma, persistent=False)
+        self.weights = nn.ModuleList(nn.Linear(size, size, bias=False) for _ in range(self.num_layers))
+        for layer in self.weights:
+            nn.init.eye_(layer.weight)
+        self.attention = nn.Parameter(torch.zeros(3, size))
+
+    def forward(self, start: Tensor, collaborative: Tensor) -> Tensor:
+        """V (n_items, d) of the items' start vectors and of those of the graph of users and items, each
+        (n_items, d) (Eqs. 12 to 15)."""
+        similar = light_propagation(self.item_graph, start, self.num_layers, self.item_graph_transposed)
+        parts = torch.stack([collaborative, similar, self.grouped(start)], 1)
+        weights = (parts * self.attention).sum(-1, keepdim=True).softmax(1)
+        return (weights * parts).sum(1)
+
+    def grouped(self, vectors: Tensor) -> Tensor:
+        """The mean over layers of the hypergraph's convolution (Eq. 13)."""
+        total = vectors
+        for layer in self.weights:
+            vectors = layer(hypergraph_convolution(self.gamma, vectors))
+            total = total + vectors
+        return total / (self.num_layers + 1)
+
+
+def _fused_graph(dataset, names: list[str] | None, policy: str, knn_k: int, graph_weight: float,
+                 device: torch.device) -> tuple[Edges, Tensor]:
+    """The entries of A, and the features of all modalities side by side (n_items, d), each of length 1."""
+    names = names or item_modality_names(dataset)
+    if not names:
+        raise ConfigError(f"modalities: {dataset.dataset_name} has no features of items, but its items are "
+                          f"to be explored by them; add some (recbole-mmdiff prepare encode makes them)")
+    graphs, present, features = [], [], []
+    for values, missing in item_modalities(dataset, names, policy).values():
+        values = functional.normalize(values.to(device), dim=1)
+        known = (~missing).to(device) & (values != 0).any(1)
+        known[0] = False
+        graphs.append(nearest_neighbours(values, knn_k, known))
+        present.append(known)
+        features.append(values)
+    with in_words_of("graph_weight"):
+        fused, _ = fuse_graphs(graphs, dataset.item_num, graph_weight, present=torch.stack(present, 1))
+    return fused, torch.cat(features, 1)
+
+
+def _clusters(fused: Edges, features: Tensor, num_clusters: int, **keys) -> Tensor:
+    """gamma (n_items, K) by ``cluster_items``; an item without an entry in the graph is in no cluster."""
+    items, place = torch.unique(fused.rows, return_inverse=True)
+    columns = torch.searchsorted(items, fused.columns)
+    adjacency = to_matrix(Edges(place, columns, fused.values), (len(items), len(items)))
+    found, _ = cluster_items(adjacency, num_clusters, features=features[items], **keys)
+    gamma = found.new_zeros(len(features), num_clusters)
+    gamma[items] = found
+    return gamma

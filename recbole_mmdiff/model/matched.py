@@ -1,0 +1,131 @@
+"""What models share that rank in two domains at once and match the users of both."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from recbole_mmdiff.data.loaders import SAMPLE_ID
+from recbole_mmdiff.diffusion import fold_in, keyed_uniform
+from recbole_mmdiff.errors import at_least
+from recbole_mmdiff.model.base import Stage, StagedRecommender, take
+from recbole_mmdiff.model.dual import DOMAINS
+from recbole_mmdiff.model.forgetful import Forgetful
+from recbole_mmdiff.model.representations import Representations
+from recbole_mmdiff.model.user_guidance import UserGuidance
+
+
+class MatchedRecommender(Forgetful, StagedRecommender):
+    """Base of models of two domains whose loss is L = L of either domain + lambda L_C (SIEOUG, Eq. 24).
+
+    Both domains are evaluated (dual target). A subclass sets ``domains``, and implements ``domain_loss`` and
+    ``has_rows``. Attributes:
+
+        domains: "target" and "source", each a module of its own.
+        guidance: L_C, of users who are matched.
+        cosine: whether scores are cosines, or else inner products.
+    """
+
+    needs_source = True
+    predicts_ratings = False
+    domain_views = ("target",)
+    cosine = False
+
+    domains: nn.ModuleDict
+
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        self.epochs, self.guidance_weight = config["epochs"], config["guidance_weight"]
+        at_least("guidance_weight", self.guidance_weight, 0)
+        self.num_linked = dataset.num_overlap
+        self.guidance = UserGuidance(
+            self.num_linked, dataset.source.user_num, matching=config["matching"],
+            guidance=config["guidance"], epsilon=config["epsilon"], cost_scale=config["cost_scale"],
+            temperature=config["temperature"], linked_share=config["linked_share"])
+        self._kept: dict[str, Representations] = {}
+
+    def stages(self) -> list[Stage]:
+        """One stage over the training rows of both domains."""
+        return [Stage("both", "both", (self.ranking_loss,), self.parameters(), self.epochs,
+                      before_epoch=self.before_epoch, after_epoch=self.after_epoch)]
+
+    def before_epoch(self, epoch: int) -> None:
+        """What is made anew for each epoch of training."""
+
+    def after_epoch(self, epoch: int) -> None:
+        """What is inferred once the batches of an epoch are done."""
+
+    # ---- the loss ------------------------------------------------------------------------------
+
+    def domain_loss(self, name: str, rows: dict[str, Tensor]) -> tuple[Tensor, Representations]:
+        """The loss of a domain's ``rows`` (each column (b,)), and the vectors of all users and items."""
+        raise NotImplementedError
+
+    def has_rows(self, name: str) -> Tensor:
+        """(n_users,) bool: the users with training rows in a domain."""
+        raise NotImplementedError
+
+    def ranking_loss(self, interaction) -> Tensor:
+        """L of a batch of both domains."""
+        fields = self.USER_ID, self.ITEM_ID, SAMPLE_ID
+        rows = {name: {field: interaction[prefix + field] for field in fields}
+                for name, prefix in (("target", ""), ("source", "source_"))}
+        found = {name: self.domain_loss(name, rows[name]) for name in DOMAINS}
+        loss = sum(part for part, _ in found.values())
+        if not self.guidance_weight or self.guidance.matching == "none":
+            return loss
+        users = {name: rows[name][self.USER_ID] for name in DOMAINS}
+        tables = {name: tables.users for name, (_, tables) in found.items()}
+        return loss + self.guidance_weight * self.guidance_loss(users, tables, interaction[SAMPLE_ID])
+
+    def guidance_loss(self, users: dict[str, Tensor], tables: dict[str, Tensor], samples: Tensor) -> Tensor:
+        """L_C of a batch: ids (b,) of each domain's users, and vectors (n_users, d) of all."""
+        seed = fold_in(self.seed, self.epoch, 3, int(samples[0]))
+        linked = torch.arange(self.num_linked + 1, device=samples.device)
+        halves = self.guidance.halves(users["source"], users["target"], keyed_uniform(linked, 1, seed)[:, 0])
+        return self.guidance(halves, (take(tables["source"], halves[0]), take(tables["target"], halves[1])))
+
+    # ---- scores --------------------------------------------------------------------------------
+
+    def forget(self) -> None:
+        """Representations are computed anew: weights have changed."""
+        self._kept.clear()
+
+    def train(self, mode: bool = True):
+        self.forget()
+        return super().train(mode)
+
+    def representations(self, name: str) -> Representations:
+        """The vectors of all users and items of a domain."""
+        return self.domains[name].representations()
+
+    def vectors_of(self, name: str) -> Representations:
+        """The vectors that score in a domain, without a gradient. A user without training rows there has
+        the vector of the other domain, if linked and with rows there, else the mean of the others."""
+        if not self._kept:
+            with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+                tables = {domain: self.representations(domain) for domain in DOMAINS}
+                self._kept.update({domain: self._completed(tables, domain) for domain in DOMAINS})
+        return self._kept[name]
+
+    def _completed(self, tables: dict[str, Representations], name: str) -> Representations:
+        users, known = tables[name].users, self.has_rows(name)
+        other = "source" if name == "target" else "target"
+        fallback = users[known].mean(0).repeat(len(users), 1)
+        linked = torch.arange(1, self.num_linked + 1, device=users.device)
+        there = linked[self.has_rows(other)[linked]]
+        fallback[there] = tables[other].users[there]
+        parts = torch.where(known[:, None], users, fallback), tables[name].items
+        return Representations(*(functional.normalize(part, dim=-1) for part in parts)
+                               if self.cosine else parts)
+
+    def user_factors(self, user: Tensor) -> Tensor:
+        """(b, d): target vectors of users (b,)."""
+        return self.vectors_of("target").users[user]
+
+    def item_factors(self, item: Tensor) -> Tensor:
+        """(b, d): vectors of target items (b,)."""
+        return self.vectors_of("target").items[item]
+
+    def item_offset(self, item: Tensor) -> Tensor:
+        """(b,): 0."""
+        return torch.zeros(len(item), device=item.device)
