@@ -61,8 +61,6 @@ class CCDRec(PairwiseRecommender):
           place of the item embedding; the paper's text adds it to that graph's output only.
         - While training, the fused representation is that of the batch's items (positive and negative
           ones), as only these are noised.
-        - The similarity is the dot product, as in the authors' code (``pool_similarity``). On MCDRec, whose
-          vectors differ in length, a few long ones are then near to everything: there, use ``cosine``.
         - Training positives alone are kept out of the negatives. Candidates are drawn without
           replacement.
         - Sums over rows are means, so that weights do not depend on the batch size; L_dm is also a mean over

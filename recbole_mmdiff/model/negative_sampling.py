@@ -60,7 +60,6 @@ class NegativeSampling:
         share("filtered_share", config["filtered_share"], below_one=True)
         self.candidate_share, self.hard_share = config["candidate_share"], config["hard_share"]
         self.filtered_share, self.real_hard_share = config["filtered_share"], config["real_hard_share"]
-        self.pool_similarity = one_of("pool_similarity", config["pool_similarity"], ("dot", "cosine"))
         self.curriculum = Curriculum(config["curriculum_interval"], config["curriculum_end"])
         self.uid, self.iid = dataset.uid_field, dataset.iid_field
         self.unknown = NegativeItems(dataset, dataset.inter_feat)
@@ -143,8 +142,7 @@ class NegativeSampling:
         seed = fold_in(rows.seed, rows.epoch, 2, int(rows.samples[0]))
         drawn = candidate_items(len(items), self.candidate_share, seed, pool.device)
         place = torch.searchsorted(items, rows.positives)
-        pool = functional.normalize(pool[items], dim=-1) if self.pool_similarity == "cosine" else pool[items]
-        return items[curricular_negatives(pool, self.unknown.known, rows.users, place, drawn,
+        return items[curricular_negatives(pool[items], self.unknown.known, rows.users, place, drawn,
                                           self.hard_share, rows.uniforms(3, count))]
 
 

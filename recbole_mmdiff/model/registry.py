@@ -32,6 +32,7 @@ MODELS = {
     "CCDRec": "recbole_mmdiff.model.ccdrec",
     "LGMRec": "recbole_mmdiff.model.lgmrec",
     "SIEOUG": "recbole_mmdiff.model.sieoug",
+    "DisenCDR": "recbole_mmdiff.model.disencdr",
     "GOUM": "recbole_mmdiff.model.goum",
 }
 _registered: dict[str, type] = {}

@@ -290,16 +290,12 @@ def test_the_first_of_several_stays_uniform(make, toy, count):
     assert (found[:, 1] != found[:, 0]).float().mean() > 0.5
 
 
-@pytest.mark.parametrize("similarity", ["dot", "cosine"])
-def test_curricular_takes_what_is_most_similar(make, toy, similarity):
+def test_curricular_takes_what_is_most_similar(make, toy):
     """All items are candidates, and the pool is the model's own: one of the ceil(share * n) that have the
-    largest product with the positive, or the largest cosine."""
-    sampling = make("curricular", num_negatives=1, candidate_share=1.0, hard_share=0.3,
-                    pool_similarity=similarity)
+    largest product with the positive."""
+    sampling = make("curricular", num_negatives=1, candidate_share=1.0, hard_share=0.3)
     items, batch = toy.tables.items, batch_of(toy.train, range(400))
     found = sampling.draw(batch, toy.tables, SEED, 40).items[:, 0]
-    if similarity == "cosine":
-        items = items / items.norm(dim=1, keepdim=True)
     taken = {}
     for user, positive, drawn in zip(batch["user_id"].tolist(), batch["item_id"].tolist(), found.tolist(),
                                      strict=True):
@@ -370,7 +366,6 @@ def test_held_out_items_are_no_negatives_under_cold_start_items(tiny_config, sam
     ({"candidate_share": 0.0}, "candidate_share: 0.0 is too small"),
     ({"candidate_share": 1.1}, "candidate_share: 1.1 is no share"),
     ({"hard_share": 0.0}, "hard_share: 0.0 is too small"),
-    ({"pool_similarity": "l2"}, "pool_similarity: 'l2' is not known"),
     ({"hard_share": 2.0}, "hard_share: 2.0 is no share"),
     ({"filtered_share": 1.0}, "filtered_share: 1.0 is no share; use .* not including, 1"),
     ({"filtered_share": -0.1}, "filtered_share: -0.1 is no share"),
