@@ -19,6 +19,7 @@ from recbole_mmdiff.compare.workers import EXECUTORS, in_processes, on_ray
 from recbole_mmdiff.config import PASSES
 from recbole_mmdiff.config.sources import merge
 from recbole_mmdiff.errors import ConfigError, DataError, one_of
+from recbole_mmdiff.evaluator import SOURCE, ranks_both
 from recbole_mmdiff.files import write_json
 from recbole_mmdiff.report.formats import slug
 from recbole_mmdiff.report.plan import FORMAT, PLAN, check_plan
@@ -109,8 +110,11 @@ def check_metrics(config, metrics: list[str]) -> None:
             group, _, rest = rest.partition(".")
             one_of("metrics: groups", group, ("cold_users", "warm_users", "cold_items", "warm_items"))
             kind, _, rest = rest.partition(".")
-        one_of(f"metrics: {name}", kind, (*PASSES, "throughput", "seconds"))
-        one_of(f"metrics: {name}", rest, sorted(_metrics_of(config, kind)))
+        passes = list(PASSES)
+        if ranks_both(config) and config["split_protocol"] == "ratio":
+            passes += [SOURCE + own for own in PASSES]
+        one_of(f"metrics: {name}", kind, (*passes, "throughput", "seconds"))
+        one_of(f"metrics: {name}", rest, sorted(_metrics_of(config, kind.removeprefix(SOURCE))))
 
 
 def _metrics_of(config, kind: str) -> list[str]:

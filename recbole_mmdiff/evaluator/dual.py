@@ -10,11 +10,15 @@ SOURCE = "source_"
 
 
 def make_evaluator(config, parts: Parts) -> "Evaluator | DualEvaluator":
-    """A ``DualEvaluator`` for a model with ``vectors_of`` where both domains are split (``ratio``), else
-    an ``Evaluator`` of the target."""
-    both = config.cross_domain and hasattr(config.model_class, "vectors_of") \
-        and parts.observed.config["split_protocol"] == "ratio"
+    """A ``DualEvaluator`` where both domains are evaluated, else an ``Evaluator`` of the target."""
+    both = ranks_both(config) and parts.observed.config["split_protocol"] == "ratio"
     return DualEvaluator(config, parts) if both else Evaluator(config, parts)
+
+
+def ranks_both(config) -> bool:
+    """Whether a model has vectors of both domains (``vectors_of``); both are evaluated if both are split,
+    which is what ``ratio`` does."""
+    return config.cross_domain and hasattr(config.model_class, "vectors_of")
 
 
 class DualEvaluator:
