@@ -112,7 +112,7 @@ class Domain(nn.Module):
         vectors = functional.normalize(take(tables.users, users), dim=-1)
         candidates, place = torch.unique(items, return_inverse=True)
         scores = vectors @ functional.normalize(take(tables.items, candidates), dim=-1).T / temperature
-        known = self.known.contains(users[:, None], candidates)
+        known = self.known.among(users, candidates)
         # Not minus infinity: of nothing but these, the gradient would be no number.
         negatives = scores.masked_fill(known, torch.finfo(scores.dtype).min).logsumexp(1)
         losses = negatives - scores.gather(1, place[:, None])[:, 0]

@@ -92,7 +92,7 @@ class UserGuidance(nn.Module):
         plan = self.plan(halves)
         similarity = halves.vectors[0] @ halves.vectors[1].T / self.temperature
         return self._one_way(plan, similarity, halves.vectors, halves.links) \
-            + self._one_way(plan.T, similarity.T, halves.vectors[::-1], halves.links[::-1])
+            + self._one_way(plan.T.contiguous(), similarity.T, halves.vectors[::-1], halves.links[::-1])
 
     def plan(self, halves: Halves) -> Tensor:
         """pi (n, m), without a gradient; its rows and columns need not sum to anything."""
@@ -103,8 +103,9 @@ class UserGuidance(nn.Module):
         vectors = tuple(part.detach() for part in halves.vectors)
         if self.matching == "gromov":
             return fused_gromov(*vectors, self.epsilon)[0].dense()
+        start = self.omega[halves.users[0]]
         matching, _ = match_users(*vectors, self.epsilon, links=halves.links, guidance=self.guidance,
-                                  cost_scale=self.cost_scale, start=self.omega[halves.users[0]])
+                                  cost_scale=self.cost_scale, start=start if start.any() else None)
         # Those of several batches differ by a constant.
         self.omega[halves.users[0]] = (matching.omega - matching.omega.mean()).to(self.omega.dtype)
         return matching.dense()

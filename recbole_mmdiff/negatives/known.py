@@ -40,6 +40,16 @@ class KnownItems:
         offset = torch.arange(len(row), device=users.device) - first[row]
         return row, self.items[self.starts[users][row] + offset]
 
+    def among(self, users: Tensor, candidates: Tensor) -> Tensor:
+        """(b, c) bool: which of the ``candidates`` (c,), distinct and sorted, each of ``users`` (b,) knows.
+        It looks at what they know, where ``contains`` looks at every pair."""
+        row, items = self.rows(users)
+        place = torch.searchsorted(candidates, items).clamp(max=len(candidates) - 1)
+        found = candidates[place] == items
+        mask = torch.zeros(len(users), len(candidates), dtype=torch.bool, device=users.device)
+        mask[row[found], place[found]] = True
+        return mask
+
     def contains(self, users: Tensor, items: Tensor) -> Tensor:
         """Whether each pair is known; ``users`` and ``items`` broadcast against each other."""
         keys = users * self.num_items + items

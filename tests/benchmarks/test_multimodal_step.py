@@ -35,21 +35,21 @@ REQUIRED_EVALUATION_RATIO = 1.1
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def write_domain(folder, users, items, rows, dims):
+def write_domain(folder, users, items, rows, dims, name="baby", seed=0):
     """Interactions with a long tail of items, and random features of them."""
-    draw = np.random.default_rng(0)
+    draw = np.random.default_rng(seed)
     popularity = 1.0 / np.arange(1, items + 1)**0.7
     user = np.concatenate([np.arange(users), draw.integers(users, size=2 * rows)])
     item = draw.choice(items, size=len(user), p=popularity / popularity.sum())
     keys = np.unique(user * items + item)
     keys = draw.permutation(keys)[:rows * 5 // 4]
-    path = folder / "baby"
+    path = folder / name
     path.mkdir(parents=True)
     text = "\n".join(f"u{key // items}\ti{key % items}" for key in keys)
-    (path / "baby.inter").write_text(f"user_id:token\titem_id:token\n{text}\n", encoding="utf-8")
+    (path / f"{name}.inter").write_text(f"user_id:token\titem_id:token\n{text}\n", encoding="utf-8")
     tokens = [f"i{number}" for number in range(items)]
-    for name, dim in dims.items():
-        write_features(path, "baby", name, tokens, draw.standard_normal((items, dim), dtype=np.float32),
+    for modality, dim in dims.items():
+        write_features(path, name, modality, tokens, draw.standard_normal((items, dim), dtype=np.float32),
                        encoder="random")
     return folder
 

@@ -45,6 +45,15 @@ def test_contains_is_membership_also_when_broadcast(pairs):
 
 
 @settings(max_examples=100, deadline=None)
+@given(PAIRS, st.lists(st.integers(0, USERS - 1), max_size=12),
+       st.sets(st.integers(0, ITEMS - 1), min_size=1))
+def test_among_is_contains(pairs, asked, chosen):
+    users, candidates = (torch.tensor(sorted(part), dtype=torch.int64) for part in (asked, chosen))
+    known = known_items(pairs)
+    assert torch.equal(known.among(users, candidates), known.contains(users[:, None], candidates))
+
+
+@settings(max_examples=100, deadline=None)
 @given(PAIRS, st.data())
 def test_the_nth_part_of_the_unit_interval_is_the_nth_unknown_item(pairs, data):
     sets = as_sets(pairs)
