@@ -12,6 +12,7 @@ import torch
 from recbole_mmdiff.config import Config
 from recbole_mmdiff.data.features import write_features
 from recbole_mmdiff.data.preparation import prepare_parts
+from recbole_mmdiff.model.base import StagedRecommender
 from recbole_mmdiff.model.pairwise import PairwiseRecommender
 from recbole_mmdiff.model.registry import MODELS, get_model
 from recbole_mmdiff.quick_start import run
@@ -20,6 +21,9 @@ from recbole_mmdiff.trainer import StagedTrainer
 #: models that rank in one domain, and all others
 RANKING_MODELS = [model for model in MODELS if issubclass(get_model(model), PairwiseRecommender)]
 CROSS_MODELS = [model for model in MODELS if model not in RANKING_MODELS]
+#: those of the latter that warm start goes on from
+FINETUNED_MODELS = [model for model in CROSS_MODELS
+                    if get_model(model).finetuning_stage is not StagedRecommender.finetuning_stage]
 #: a short pretraining for the models that have one
 PRETRAINING = {"pretrain_epochs": 3, "pretrain_batch_size": 256}
 #: a base factorisation that is long enough to transfer something

@@ -5,11 +5,12 @@ elements on; that of an embedding in one.
 """
 
 from contextlib import contextmanager
+from copy import deepcopy
 
 import pytest
 import torch
 from recbole.utils import init_seed
-from running import CROSS_MODELS, RANKING_MODELS, contract_of
+from running import CROSS_MODELS, FINETUNED_MODELS, RANKING_MODELS, contract_of
 
 from recbole_mmdiff.config import Config
 from recbole_mmdiff.data.loaders import BothDomainsLoader, stage_loader
@@ -17,7 +18,7 @@ from recbole_mmdiff.data.preparation import prepare_parts
 from recbole_mmdiff.model.registry import get_model
 
 ROWS, TIMES = 4096, 3
-VARIANTS = [*((model, {}) for model in CROSS_MODELS if model != "Bias"),
+VARIANTS = [*((model, {}) for model in FINETUNED_MODELS if model != "Bias"),
             ("SSCDR", {"hops": 1}), ("SSCDR", {"item_points": "factors"}), ("CMF", {"finetune_items": True}),
             ("P2M2CDR", {"train_neg_ratio": 1}), ("BiTGCF", {"layers": "mean"}),
             ("CoNet", {"cross_sparsity": 0.1, "train_neg_ratio": 3})]
@@ -41,8 +42,9 @@ def batch_of(loader):
     return loader.collate_fn(samples % len(loader.rows))
 
 
-def gradients(model, stage, loss_of, batch):
-    """name -> gradient of a loss in the first batch of an epoch, by two threads."""
+def gradients(model, stage, loss_of, batch, state):
+    """name -> gradient of a loss in the first batch of an epoch, by two threads, from the same ``state``."""
+    model.load_state_dict(state)
     if stage.before_epoch is not None:
         stage.before_epoch(0)
     torch.manual_seed(1)
@@ -62,6 +64,17 @@ def test_the_same_batch_gives_the_same_gradient(model, keys, tiny_config):
     parts = prepare_parts(config)
     built = get_model(model)(config, parts.train).train()
     for stage in [*built.stages(), built.finetuning_stage()]:
+        check_stage(stage, built, config, parts)
+
+
+@pytest.mark.parametrize("model", [model for model in CROSS_MODELS if model not in FINETUNED_MODELS])
+def test_of_both_domains(model, tiny_config, content):
+    keys = {**contract_of(model).keys, "embedding_size": 32, "data_path": content("")}
+    config = Config(config_dict=tiny_config(model, **keys))
+    init_seed(config["seed"], config["reproducibility"])
+    parts = prepare_parts(config)
+    built = get_model(model)(config, parts.train).train()
+    for stage in built.stages():
         check_stage(stage, built, config, parts)
 
 
@@ -85,7 +98,8 @@ def check_stage(stage, built, config, parts):
         stage.prepare()
     batch = batch_of(stage_loader(config, parts.train, stage.data, ROWS, 5))
     for loss_of in stage.losses:
-        first, *others = (gradients(built, stage, loss_of, batch) for _ in range(TIMES))
+        state = deepcopy(built.state_dict())
+        first, *others = (gradients(built, stage, loss_of, batch, state) for _ in range(TIMES))
         wrong = {name for again in others for name, value in again.items()
                  if not torch.equal(value, first[name])}
         assert first

@@ -1,10 +1,10 @@
-"""Warm start (DiffCDR, Figure 3): every cross-domain model goes on from its cold-start predictions."""
+"""Warm start (DiffCDR, Figure 3): cross-domain models go on from their cold-start predictions."""
 
 import numpy as np
 import pytest
 import torch
 from contract import ModelContract
-from running import CROSS_MODELS, Killed, assert_same_weights, contract_of, run_keys, saved_metrics
+from running import FINETUNED_MODELS, Killed, assert_same_weights, contract_of, run_keys, saved_metrics
 
 from recbole_mmdiff.quick_start import run
 from recbole_mmdiff.trainer import StagedTrainer
@@ -36,7 +36,7 @@ def warm_run(tiny_config, tmp_path_factory):
     return make
 
 
-@pytest.mark.parametrize("model", CROSS_MODELS)
+@pytest.mark.parametrize("model", FINETUNED_MODELS)
 def test_it_starts_from_the_cold_start_predictions(model, warm_run):
     """Fine-tuning with no step at all predicts what the cold model predicts, for everybody."""
     if model == "Bias":
@@ -49,7 +49,7 @@ def test_it_starts_from_the_cold_start_predictions(model, warm_run):
 
 
 @pytest.mark.parametrize(("model", "keys"), [
-    *((model, {}) for model in CROSS_MODELS),
+    *((model, {}) for model in FINETUNED_MODELS),
     # Decay would also shrink those whom no row moves.
     ("EMCDR", {"weight_decay": 0.05}), ("CoNet", {"weight_decay": 0.05})], ids=str)
 def test_it_moves_the_held_out_users_alone(model, keys, warm_run):
