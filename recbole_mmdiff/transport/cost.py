@@ -15,6 +15,8 @@ COST_SCALES = ("unit", "mean", "none")
 KEPT_RANGE = 0.72
 #: scalings beyond this are absorbed into the potentials; of beyond its square, the sweep is done in logs
 ABSORBED = 1e5
+#: entries
+IN_CACHE = 2**18
 
 
 class Costs(NamedTuple):
@@ -176,6 +178,13 @@ class Kernel:
             sums[block] = exponents.logsumexp(1)
         return sums
 
+    def column_maxima(self) -> Tensor:
+        """max_i log K_ij, (m,)."""
+        largest = torch.full_like(self.g, -torch.inf)
+        for _, exponents in self.exponents():
+            largest = torch.maximum(largest, exponents.amax(0))
+        return largest
+
     def column_logsums(self) -> Tensor:
         """log sum_i K_ij, (m,)."""
         sums = torch.full_like(self.g, -torch.inf)
@@ -206,10 +215,9 @@ def balanced(costs: Costs, masses: tuple[Tensor, Tensor], epsilon: float, f: Ten
         share of all mass. The columns are exact.
     """
     a, b = masses
-    kernel = Kernel(costs, epsilon, f, torch.zeros_like(b), block_elements)
-    kernel = kernel.moved(f, epsilon * (b.log() - kernel.column_logsums()))
+    kernel, v = _with_exact_columns(Kernel(costs, epsilon, f, torch.zeros_like(b), block_elements), b)
     ones = torch.ones_like(a), torch.ones_like(b)
-    scaling, sweeps, exact, total = ones, 0, False, float(a.double().sum())
+    scaling, sweeps, exact, total = (ones[0], v), 0, False, float(a.double().sum())
     while True:
         swept, error = _sweep(kernel, scaling, a, b)
         ends = torch.stack([error, *(end for part in swept for end in part.aminmax())]).tolist()
@@ -226,14 +234,28 @@ def balanced(costs: Costs, masses: tuple[Tensor, Tensor], epsilon: float, f: Ten
             scaling, exact = swept, True
 
 
+def _with_exact_columns(kernel: Kernel, b: Tensor) -> tuple[Kernel, Tensor]:
+    """Potentials of the columns and v (m,) with which these sum to ``b``. Of a logarithm of sums, which takes
+    an exponential of each entry, the largest term does: v makes up for the rest, a factor of up to n."""
+    g = kernel.epsilon * (b.log() - kernel.column_maxima() - math.log(len(kernel.f)) / 2)
+    kernel, sums = kernel.moved(kernel.f, g), torch.zeros_like(b)
+    for _, part in kernel.blocks():
+        sums += part.sum(0)
+    return kernel, b / sums
+
+
 def _sweep(kernel: Kernel, scaling: tuple[Tensor, Tensor], a: Tensor,
            b: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
     """The next scalings, and the sum of |row sum - a| before."""
     u, v = scaling
     products, sums = torch.empty_like(u), torch.zeros_like(v)
     for block, part in kernel.blocks():
-        products[block] = part @ v
-        sums.addmv_(part.T, a[block] / products[block])
+        # In pieces that a cache holds, so that both products read an entry from memory once.
+        for rows in torch.arange(block.start, block.stop).split(max(1, IN_CACHE // len(v))):
+            piece = slice(int(rows[0]), int(rows[-1]) + 1)
+            entries = part[piece.start - block.start:piece.stop - block.start]
+            products[piece] = entries @ v
+            sums.addmv_(entries.T, a[piece] / products[piece])
     return (a / products, b / sums), (u * products - a).abs().sum()
 
 
