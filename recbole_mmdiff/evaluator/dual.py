@@ -61,8 +61,9 @@ class SourceView:
         self.model, self.device = model, model.device
 
     def eval(self) -> "SourceView":
-        """Evaluation mode of the model."""
-        self.model.eval()
+        """Evaluation mode of the model, which forgets nothing if it is in it."""
+        if self.model.training:
+            self.model.eval()
         return self
 
     @torch.no_grad()

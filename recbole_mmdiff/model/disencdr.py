@@ -110,7 +110,7 @@ class DisenCDR(Forgetful, DualRankingRecommender):
         rows = {name: self.rows(interaction, name) for name in DOMAINS}
         linked = torch.unique(torch.cat([users[users <= self.num_linked] for users, _ in rows.values()]))
         drawn = both.at(linked).sample(linked, fold_in(seed, _SHARED))
-        sampled = both.mean.new_zeros(both.mean.shape).index_copy(0, linked, drawn)
+        sampled = drawn.new_zeros(both.mean.shape).index_copy(0, linked, drawn)
         loss = sum(self._domain_loss(name, *rows[name], sampled, fold_in(seed, number))
                    for number, name in enumerate(DOMAINS))
         if not len(linked):
@@ -142,6 +142,8 @@ class DisenCDR(Forgetful, DualRankingRecommender):
 
     def vectors_of(self, name: str) -> Representations:
         """The means that score in a domain, without a gradient."""
+        if self.training:
+            self.forget()
         if not self._kept:
             with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
                 shared = self.shared_parts()[0].mean

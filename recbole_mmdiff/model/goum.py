@@ -20,8 +20,8 @@ class GOUM(MatchedRecommender):
 
     Deviations:
         - Keys are the same in both domains.
-        - A user without training rows in a domain has the vector of the other domain, if linked and with rows
-          there, else the mean of the others.
+        - A user without training rows in a domain has the vector of the other domain, at the usual length, if
+          linked and with rows there, else (and without matching) the mean of the others.
         - An epoch is the larger domain. The best epoch is chosen by the mean of both domains.
     """
 

@@ -60,7 +60,8 @@ class ItemExploration(nn.Module):
         graph = to_matrix(normalise(fused, count, "symmetric"), (count, count)).cpu()
         self.register_buffer("item_graph", graph, persistent=False)
         self.register_buffer("item_graph_transposed", transpose(graph), persistent=False)
-        self.register_buffer("gamma", gamma, persistent=False)
+        # Saved: another device could find another of several good clusterings.
+        self.register_buffer("gamma", gamma)
         self.weights = nn.ModuleList(nn.Linear(size, size, bias=False) for _ in range(self.num_layers))
         for layer in self.weights:
             nn.init.eye_(layer.weight)

@@ -45,6 +45,7 @@ class LGMRec(PairwiseRecommender):
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
+        self._global: tuple[Tensor, ...] | list[Tensor] = ()
         for key in ("num_layers", "num_modality_layers", "num_hyper_layers", "num_hyperedges"):
             at_least(key, config[key], 1)
         for key in ("global_weight", "contrast_weight"):
@@ -68,7 +69,12 @@ class LGMRec(PairwiseRecommender):
         self.register_buffer("mean", mean, persistent=False)
         self.register_buffer("mean_transposed", transpose(mean), persistent=False)
         self.register_buffer("degree", mean.crow_indices().diff()[:, None].float(), persistent=False)
-        self.batch, self._global = 0, ()
+        self.batch = 0
+
+    def forget(self) -> None:
+        """The hypergraphs' vectors go, too."""
+        super().forget()
+        self._global = ()
 
     def before_epoch(self, epoch: int) -> None:
         """Batches are counted anew."""

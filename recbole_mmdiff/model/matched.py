@@ -6,7 +6,7 @@ from torch.nn import functional
 
 from recbole_mmdiff.data.loaders import SAMPLE_ID
 from recbole_mmdiff.diffusion import fold_in, keyed_uniform
-from recbole_mmdiff.errors import at_least
+from recbole_mmdiff.errors import ConfigError, at_least
 from recbole_mmdiff.model.base import Stage, StagedRecommender, take
 from recbole_mmdiff.model.dual import DOMAINS
 from recbole_mmdiff.model.forgetful import Forgetful
@@ -36,11 +36,14 @@ class MatchedRecommender(Forgetful, StagedRecommender):
         super().__init__(config, dataset)
         self.epochs, self.guidance_weight = config["epochs"], config["guidance_weight"]
         at_least("guidance_weight", self.guidance_weight, 0)
+        if config["train_neg_ratio"]:
+            raise ConfigError(f"train_neg_ratio: {config['model']} reads no such negatives; leave it out")
         self.num_linked = dataset.num_overlap
         self.guidance = UserGuidance(
             self.num_linked, dataset.source.user_num, matching=config["matching"],
             guidance=config["guidance"], epsilon=config["epsilon"], cost_scale=config["cost_scale"],
-            temperature=config["temperature"], linked_share=config["linked_share"])
+            temperature=config["guidance_temperature"], linked_share=config["linked_share"])
+        self.guides = self.guidance_weight > 0 and self.guidance.matching != "none"
         self._kept: dict[str, Representations] = {}
 
     def stages(self) -> list[Stage]:
@@ -71,7 +74,7 @@ class MatchedRecommender(Forgetful, StagedRecommender):
                 for name, prefix in (("target", ""), ("source", "source_"))}
         found = {name: self.domain_loss(name, rows[name]) for name in DOMAINS}
         loss = sum(part for part, _ in found.values())
-        if not self.guidance_weight or self.guidance.matching == "none":
+        if not self.guides:
             return loss
         users = {name: rows[name][self.USER_ID] for name in DOMAINS}
         tables = {name: tables.users for name, (_, tables) in found.items()}
@@ -81,7 +84,8 @@ class MatchedRecommender(Forgetful, StagedRecommender):
         """L_C of a batch: ids (b,) of each domain's users, and vectors (n_users, d) of all."""
         seed = fold_in(self.seed, self.epoch, 3, int(samples[0]))
         linked = torch.arange(self.num_linked + 1, device=samples.device)
-        halves = self.guidance.halves(users["source"], users["target"], keyed_uniform(linked, 1, seed)[:, 0])
+        halves = self.guidance.halves(users["source"], users["target"], keyed_uniform(linked, 1, seed)[:, 0],
+                                      (self.has_rows("source"), self.has_rows("target")))
         return self.guidance(halves, (take(tables["source"], halves[0]), take(tables["target"], halves[1])))
 
     # ---- scores --------------------------------------------------------------------------------
@@ -100,7 +104,10 @@ class MatchedRecommender(Forgetful, StagedRecommender):
 
     def vectors_of(self, name: str) -> Representations:
         """The vectors that score in a domain, without a gradient. A user without training rows there has
-        the vector of the other domain, if linked and with rows there, else the mean of the others."""
+        the vector of the other domain, at the usual length, if linked and with rows there, and if both
+        domains are drawn together; else the mean of the others."""
+        if self.training:
+            self.forget()
         if not self._kept:
             with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
                 tables = {domain: self.representations(domain) for domain in DOMAINS}
@@ -111,9 +118,11 @@ class MatchedRecommender(Forgetful, StagedRecommender):
         users, known = tables[name].users, self.has_rows(name)
         other = "source" if name == "target" else "target"
         fallback = users[known].mean(0).repeat(len(users), 1)
-        linked = torch.arange(1, self.num_linked + 1, device=users.device)
-        there = linked[self.has_rows(other)[linked]]
-        fallback[there] = tables[other].users[there]
+        if self.guides:
+            linked = torch.arange(1, self.num_linked + 1, device=users.device)
+            there = linked[self.has_rows(other)[linked]]
+            length = users[known].norm(dim=-1).mean()
+            fallback[there] = length * functional.normalize(tables[other].users[there], dim=-1)
         parts = torch.where(known[:, None], users, fallback), tables[name].items
         return Representations(*(functional.normalize(part, dim=-1) for part in parts)
                                if self.cosine else parts)

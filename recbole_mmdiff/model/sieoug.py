@@ -37,12 +37,13 @@ class SIEOUG(MatchedRecommender):
         - Negatives of Eq. 16 are the other items of the batch that the user has in no training row; those of
           Eq. 23 all other users of the batch but for the linked and the most probable partner. Both losses
           are means over users, not sums.
-        - A share ``linked_share`` of a batch's linked users is put into both halves of what is matched. Two
-          random batches have next to no linked user in common, and guidance would vanish.
+        - A share ``linked_share`` (all by default) of a batch's linked users with rows in both domains is put
+          into both halves of what is matched. Two random batches have next to no linked user in common, and
+          guidance would vanish.
         - Users are matched by vectors of length 1 (``cost_scale``), marginals are 1 / n and 1 / m, and
           epsilon is .1: see ``match_users``.
         - A user without training rows in a domain has the vector of the other domain, if linked and with rows
-          there, else the mean of the others.
+          there, else (and in SIEOUG-O) the mean of the others.
         - An epoch is the larger domain. The best epoch is chosen by the mean of both domains.
     """
 

@@ -59,21 +59,25 @@ class UserGuidance(nn.Module):
         self.num_linked = num_linked
         # Where the next matching of a user starts; saved, so that a resumed run goes on alike.
         self.register_buffer("omega", torch.zeros(num_users))
+        self.register_buffer("matched_before", torch.zeros(num_users, dtype=torch.bool))
 
-    def halves(self, source: Tensor, target: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+    def halves(self, source: Tensor, target: Tensor, uniforms: Tensor,
+               has_rows: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """The ids of a batch's users in either domain, each distinct: its own, and a share of the linked
         users of the other half, or chance would bring hardly any linked user into both.
 
         Args:
             source, target: (b,) and (c,) ids of a batch's rows.
             uniforms: (num_linked + 1,) in [0, 1): a linked user with less than ``linked_share`` is in both.
+            has_rows: by id, who has training rows in the source, and in the target. Nobody else joins:
+                the vectors of the others are not learned there.
         """
-        def joining(users: Tensor) -> Tensor:
+        def joining(users: Tensor, known: Tensor) -> Tensor:
             linked = users[users <= self.num_linked]
-            return linked[uniforms[linked] < self.linked_share]
+            return linked[(uniforms[linked] < self.linked_share) & known[linked]]
 
-        return (torch.unique(torch.cat([source, joining(target)])),
-                torch.unique(torch.cat([target, joining(source)])))
+        return (torch.unique(torch.cat([source, joining(target, has_rows[0])])),
+                torch.unique(torch.cat([target, joining(source, has_rows[1])])))
 
     def links(self, source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Places of the linked users that stand in both of two sorted lists of ids."""
@@ -103,11 +107,15 @@ class UserGuidance(nn.Module):
         vectors = tuple(part.detach() for part in halves.vectors)
         if self.matching == "gromov":
             return fused_gromov(*vectors, self.epsilon)[0].dense()
-        start = self.omega[halves.users[0]]
+        users = halves.users[0]
+        # A start that some have no part in is worse than none, which begins with larger epsilons.
+        start = self.omega[users] if self.matched_before[users].all() else None
         matching, _ = match_users(*vectors, self.epsilon, links=halves.links, guidance=self.guidance,
-                                  cost_scale=self.cost_scale, start=start if start.any() else None)
+                                  cost_scale=self.cost_scale, start=start)
+        free, omega = matching.users[0], torch.zeros_like(matching.omega)
         # Those of several batches differ by a constant.
-        self.omega[halves.users[0]] = (matching.omega - matching.omega.mean()).to(self.omega.dtype)
+        omega[free] = matching.omega[free] - matching.omega[free].mean()
+        self.omega[users], self.matched_before[users] = omega.to(self.omega.dtype), True
         return matching.dense()
 
     def _one_way(self, plan: Tensor, similarity: Tensor, vectors: tuple[Tensor, Tensor],
@@ -116,7 +124,10 @@ class UserGuidance(nn.Module):
         the plan. Negatives are the others' users but for the linked one and the most probable one."""
         own, others = vectors
         mass = plan.sum(1, keepdim=True)
-        matched = plan.to(others.dtype) @ others / mass.where(mass > 0, 1).to(others.dtype)
+        # Half precision has no numbers as small as those of a plan.
+        with torch.autocast(plan.device.type, enabled=False):
+            dtype = torch.promote_types(plan.dtype, others.dtype)
+            matched = (plan / mass.where(mass > 0, 1)).to(dtype) @ others.to(dtype)
         positive = functional.cosine_similarity(own, matched, dim=-1) / self.temperature
         left_out = torch.zeros_like(plan, dtype=torch.bool)
         left_out[links] = True

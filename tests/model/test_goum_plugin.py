@@ -24,7 +24,7 @@ class TestGOUM(ModelContract):
 
     model = "GOUM"
     more = {"backbone": "LATTICE"}
-    accurate_keys = {"epochs": 40, "learning_rate": 0.02, "guidance_weight": 1.0, "temperature": 0.2,
+    accurate_keys = {"epochs": 40, "learning_rate": 0.02, "guidance_weight": 1.0, "guidance_temperature": 0.2,
                      "eval_step": 0}
 
     @pytest.fixture(scope="class", autouse=True)
@@ -82,7 +82,7 @@ def test_the_loss_is_the_sum_of_both_backbones_and_of_the_matching(built, backbo
         single.before_epoch(1)
         users[name], tables[name] = rows["user_id"], single.representations().users
     guidance = model.guidance_loss(users, tables, batch["sample_id"])
-    model.guidance.omega.zero_()
+    model.guidance.matched_before.zero_()
     torch.testing.assert_close(model.ranking_loss(batch), alone + 0.7 * guidance)
     assert guidance > 0
 

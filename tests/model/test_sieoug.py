@@ -27,7 +27,8 @@ class TestSIEOUG(ModelContract):
 
     model = "SIEOUG"
     keys = SMALL
-    accurate_keys = {"epochs": 30, "learning_rate": 0.02, "temperature": 0.2, "eval_step": 0}
+    accurate_keys = {"epochs": 30, "learning_rate": 0.02, "temperature": 0.2, "guidance_temperature": 0.2,
+                     "eval_step": 0}
     missing = ""
 
     @pytest.fixture(scope="class", autouse=True)
@@ -87,6 +88,11 @@ def numbers(tensor):
 
 def unit(rows):
     return rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-12)
+
+
+def known_of(model):
+    """By id, who has training rows in the source, and in the target."""
+    return model.has_rows("source"), model.has_rows("target")
 
 
 # ---- items -----------------------------------------------------------------------------------------
@@ -193,9 +199,9 @@ def guidance_by_hand(plan, source, target, links, temperature):
 
 @pytest.mark.parametrize("matching", [matching for matching in MATCHINGS if matching != "none"])
 def test_loss_across_domains_by_hand(built, matching):
-    model, batch, _ = built(matching=matching, guidance_weight=0.7, temperature=0.5)
+    model, batch, _ = built(matching=matching, guidance_weight=0.7, temperature=0.5, guidance_temperature=0.5)
     users = model.guidance.halves(batch["source_user_id"], batch["user_id"],
-                                  torch.zeros(model.num_linked + 1))
+                                  torch.zeros(model.num_linked + 1), known_of(model))
     tables = [model.domains[name].representations().users for name in ("source", "target")]
     vectors = tuple(table[ids] for table, ids in zip(tables, users, strict=True))
     links = list(zip(*(place.tolist() for place in model.guidance.links(*users)), strict=True))
@@ -208,7 +214,7 @@ def test_loss_across_domains_by_hand(built, matching):
     rest = sum(model.domains[name].contrastive_loss(batch[prefix + "user_id"], batch[prefix + "item_id"],
                                                     model.domains[name].representations(), 0.5)
                for name, prefix in (("target", ""), ("source", "source_")))
-    model.guidance.omega.zero_()
+    model.guidance.matched_before.zero_()
     assert model.ranking_loss(batch).item() == pytest.approx(rest.item() + 0.7 * expected, rel=1e-6)
 
 
@@ -222,7 +228,7 @@ def test_variant_o_learns_apart(built, keys, reached):
     gradients = [value.grad.clone() for value in model.domains["target"].parameters()]
     model.zero_grad()
     torch.nn.init.normal_(model.domains["source"].user_embedding.weight)
-    model.guidance.omega.zero_()
+    model.guidance.matched_before.zero_()
     model.ranking_loss(batch).backward()
     same = all(torch.equal(before, value.grad) for before, value
                in zip(gradients, model.domains["target"].parameters(), strict=True))
@@ -235,15 +241,24 @@ def test_linked_users_are_in_both_halves(built, guidance):
     """And ``hard`` holds them together."""
     model, batch, _ = built(guidance=guidance)
     uniforms = torch.zeros(model.num_linked + 1)
-    source, target = model.guidance.halves(batch["source_user_id"], batch["user_id"], uniforms)
-    linked = {user for part in (batch["source_user_id"], batch["user_id"]) for user in part.tolist()
-              if user <= model.num_linked}
-    assert linked <= set(source.tolist()) and linked <= set(target.tolist())
+    known = [part.clone() for part in known_of(model)]
+    stranger = int(batch["source_user_id"][batch["source_user_id"] <= model.num_linked][0])
+    known[1][stranger] = False      # no training row in the target
+    source, target = model.guidance.halves(batch["source_user_id"], batch["user_id"], uniforms, known)
+    own = {name: set(batch[field].tolist()) for name, field in (("source", "source_user_id"),
+                                                              ("target", "user_id"))}
+    for name, other, found, rows in (("source", "target", source, known[0]),
+                                     ("target", "source", target, known[1])):
+        joining = {user for user in own[other] if user <= model.num_linked and rows[user]}
+        assert set(found.tolist()) == own[name] | joining
+        assert joining - own[name], "nobody joins"
+    assert stranger in source and (stranger in target) == (stranger in own["target"])
     links = model.guidance.links(source, target)
-    assert len(links[0]) == len(linked)
-    none = model.guidance.halves(batch["source_user_id"], batch["user_id"], uniforms + 0.5)
+    assert len(links[0]) == len({user for user in source.tolist() if user <= model.num_linked}
+                                & set(target.tolist()))
+    none = model.guidance.halves(batch["source_user_id"], batch["user_id"], uniforms + 0.5, known)
     model.guidance.linked_share = 0.4
-    fewer = model.guidance.halves(batch["source_user_id"], batch["user_id"], uniforms + 0.5)
+    fewer = model.guidance.halves(batch["source_user_id"], batch["user_id"], uniforms + 0.5, known)
     assert set(none[0].tolist()) == set(source.tolist()) and set(fewer[0].tolist()) <= set(source.tolist())
 
 
@@ -260,6 +275,9 @@ def test_users_without_rows_borrow_from_the_other_domain(built):
     torch.testing.assert_close(found[1], source[1])
     users = domain.representations().users[domain.has_rows].mean(0)
     torch.testing.assert_close(found[train.num_overlap + 1], users / users.norm())
+    model.guides = False        # as SIEOUG-O: the domains have nothing to do with each other
+    model.forget()
+    torch.testing.assert_close(model.vectors_of("target").users[1], users / users.norm())
 
 
 def test_both_domains_are_evaluated(tiny_config, content, tmp_path):
@@ -341,6 +359,7 @@ def test_source_rows_of_the_test_reach_nothing(tiny_config, content, tmp_path):
     ("matching", "nearest", "matching: 'nearest' is not known, use one of"),
     ("guidance", "soft", "guidance: 'soft' is not known"),
     ("epsilon", 0, "epsilon: 0 is too small"),
+    ("train_neg_ratio", 1, "train_neg_ratio: SIEOUG reads no such negatives"),
     ("linked_share", 2, "linked_share: 2 is no share"),
     ("num_clusters", 0, "num_clusters: 0 is too small"),
     ("num_clusters", 10**6, "num_clusters, cluster_weight, anneal_from: .*too large"),
