@@ -89,6 +89,13 @@ def write_item_features(pair, dims=(("text", 5), ("image", 3)), without=WITHOUT,
                            encoder="test")
 
 
+def positive_pairs(domain) -> list[tuple[int, int]]:
+    """(user, item) of the rows of a domain with a rating of 4 or 5."""
+    return [(user, item) for user, item, rating in zip(
+        domain.inter_feat["user_id"].tolist(), domain.inter_feat["item_id"].tolist(),
+        domain.ratings.tolist(), strict=True) if rating >= 4]
+
+
 def contract_of(model: str) -> type:
     """The contract class of a model in tests/model, for the tests of any room."""
     folder = Path(__file__).resolve().parent / "model"

@@ -104,15 +104,15 @@ def _job(comparison: Comparison, cell: Cell, common: dict, store: Path) -> dict:
 
 def check_metrics(config, metrics: list[str]) -> None:
     """A metric that no run computes would be an empty row after hours."""
+    passes = list(PASSES)
+    if ranks_both(config, config["split_protocol"]):
+        passes += [SOURCE + own for own in PASSES]
     for name in metrics:
         kind, _, rest = name.partition(".")
         if kind == "groups":
             group, _, rest = rest.partition(".")
             one_of("metrics: groups", group, ("cold_users", "warm_users", "cold_items", "warm_items"))
             kind, _, rest = rest.partition(".")
-        passes = list(PASSES)
-        if ranks_both(config) and config["split_protocol"] == "ratio":
-            passes += [SOURCE + own for own in PASSES]
         one_of(f"metrics: {name}", kind, (*passes, "throughput", "seconds"))
         one_of(f"metrics: {name}", rest, sorted(_metrics_of(config, kind.removeprefix(SOURCE))))
 

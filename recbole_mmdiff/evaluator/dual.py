@@ -11,14 +11,14 @@ SOURCE = "source_"
 
 def make_evaluator(config, parts: Parts) -> "Evaluator | DualEvaluator":
     """A ``DualEvaluator`` where both domains are evaluated, else an ``Evaluator`` of the target."""
-    both = ranks_both(config) and parts.observed.config["split_protocol"] == "ratio"
+    both = ranks_both(config, parts.observed.config["split_protocol"])
     return DualEvaluator(config, parts) if both else Evaluator(config, parts)
 
 
-def ranks_both(config) -> bool:
-    """Whether a model has vectors of both domains (``vectors_of``); both are evaluated if both are split,
+def ranks_both(config, split_protocol: str) -> bool:
+    """Whether both domains are evaluated: the model has vectors of both (``vectors_of``), and both are split,
     which is what ``ratio`` does."""
-    return config.cross_domain and hasattr(config.model_class, "vectors_of")
+    return config.cross_domain and hasattr(config.model_class, "vectors_of") and split_protocol == "ratio"
 
 
 class DualEvaluator:

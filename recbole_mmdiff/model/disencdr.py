@@ -11,8 +11,7 @@ from recbole_mmdiff.diffusion import fold_in, keyed_normal
 from recbole_mmdiff.errors import at_least
 from recbole_mmdiff.graph import mean_of_items, propagate, transpose
 from recbole_mmdiff.model.base import take
-from recbole_mmdiff.model.dual import DOMAINS, DualRankingRecommender, ranking_cross_entropy
-from recbole_mmdiff.model.forgetful import Forgetful
+from recbole_mmdiff.model.dual import DOMAINS, DualRankingRecommender, DualVectors, ranking_cross_entropy
 from recbole_mmdiff.model.representations import Representations
 
 _USERS, _ITEMS, _SHARED = range(40, 43)
@@ -39,7 +38,7 @@ class Normal(NamedTuple):
         return (0.5 * (ratio.square() + ((self.mean - mean) / deviation).square() - 1) - ratio.log()).sum(-1)
 
 
-class DisenCDR(Forgetful, DualRankingRecommender):
+class DisenCDR(DualVectors, DualRankingRecommender):
     """Variational vectors of users for each domain alone and, of linked users, for both.
 
     A variational encoder of a graph (VBGE): users tell their items, items tell their users, and a linear
@@ -78,15 +77,6 @@ class DisenCDR(Forgetful, DualRankingRecommender):
                          self.size)
             for name, domain, rows in both})
         self.shared = Head(self.size)
-        self._kept: dict[str, Representations] = {}
-
-    def forget(self) -> None:
-        """Vectors are encoded anew."""
-        self._kept.clear()
-
-    def train(self, mode: bool = True):
-        self.forget()
-        return super().train(mode)
 
     # ---- the loss ------------------------------------------------------------------------------
 
@@ -140,30 +130,14 @@ class DisenCDR(Forgetful, DualRankingRecommender):
 
     # ---- scores --------------------------------------------------------------------------------
 
-    def vectors_of(self, name: str) -> Representations:
-        """The means that score in a domain, without a gradient."""
-        if self.training:
-            self.forget()
-        if not self._kept:
-            with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-                shared = self.shared_parts()[0].mean
-                for domain, module in self.domains.items():
-                    users = module.users().mean
-                    users[1:len(shared)] += shared[1:]
-                    self._kept[domain] = Representations(users, module.items().mean)
-        return self._kept[name]
-
-    def user_factors(self, user: Tensor) -> Tensor:
-        """(b, d): target vectors of users (b,)."""
-        return self.vectors_of("target").users[user]
-
-    def item_factors(self, item: Tensor) -> Tensor:
-        """(b, d): vectors of target items (b,)."""
-        return self.vectors_of("target").items[item]
-
-    def item_offset(self, item: Tensor) -> Tensor:
-        """(b,): 0."""
-        return torch.zeros(len(item), device=item.device)
+    def scoring_vectors(self) -> dict[str, Representations]:
+        """The means."""
+        shared, found = self.shared_parts()[0].mean, {}
+        for domain, module in self.domains.items():
+            users = module.users().mean
+            users[1:len(shared)] += shared[1:]
+            found[domain] = Representations(users, module.items().mean)
+        return found
 
 
 class Head(nn.Module):

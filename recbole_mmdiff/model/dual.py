@@ -1,12 +1,59 @@
 """What the dual-target ranking models share: positive rows against sampled items, in both domains."""
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
 from recbole_mmdiff.errors import ConfigError
 from recbole_mmdiff.model.base import Stage, StagedRecommender
+from recbole_mmdiff.model.forgetful import Forgetful
+from recbole_mmdiff.model.representations import Representations
 
 DOMAINS = ("target", "source")
+
+
+class DualVectors(Forgetful):
+    """Mixin, before the model's class, of models that score by inner products in both domains.
+
+    A subclass implements ``scoring_vectors``; they are kept until weights change.
+    """
+
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        self._kept: dict[str, Representations] = {}
+
+    def scoring_vectors(self) -> dict[str, Representations]:
+        """domain -> the vectors of all users and items that score in it."""
+        raise NotImplementedError
+
+    def vectors_of(self, name: str) -> Representations:
+        """``scoring_vectors`` of a domain, without a gradient."""
+        if self.training:
+            self.forget()
+        if not self._kept:
+            with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+                self._kept.update(self.scoring_vectors())
+        return self._kept[name]
+
+    def forget(self) -> None:
+        """Vectors are computed anew: weights have changed."""
+        self._kept.clear()
+
+    def train(self, mode: bool = True):
+        self.forget()
+        return super().train(mode)
+
+    def user_factors(self, user: Tensor) -> Tensor:
+        """(b, d): target vectors of users (b,)."""
+        return self.vectors_of("target").users[user]
+
+    def item_factors(self, item: Tensor) -> Tensor:
+        """(b, d): vectors of target items (b,)."""
+        return self.vectors_of("target").items[item]
+
+    def item_offset(self, item: Tensor) -> Tensor:
+        """(b,): 0."""
+        return torch.zeros(len(item), device=item.device)
 
 
 class DualRankingRecommender(StagedRecommender):

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from recbole_mmdiff.data.modalities import item_modalities, item_modality_names
-from recbole_mmdiff.errors import ConfigError, at_least, in_words_of
+from recbole_mmdiff.data.modalities import item_modalities
+from recbole_mmdiff.errors import at_least, in_words_of
 from recbole_mmdiff.graph import (
     Edges,
     hypergraph_convolution,
@@ -15,6 +15,7 @@ from recbole_mmdiff.graph import (
     to_matrix,
     transpose,
 )
+from recbole_mmdiff.model.item_features import modality_names
 from recbole_mmdiff.transport import cluster_items, fuse_graphs
 
 
@@ -87,10 +88,7 @@ class ItemExploration(nn.Module):
 def _fused_graph(dataset, names: list[str] | None, policy: str, knn_k: int, graph_weight: float,
                  device: torch.device) -> tuple[Edges, Tensor]:
     """The entries of A, and the features of all modalities side by side (n_items, d), each of length 1."""
-    names = names or item_modality_names(dataset)
-    if not names:
-        raise ConfigError(f"modalities: {dataset.dataset_name} has no features of items, but its items are "
-                          f"to be explored by them; add some (recbole-mmdiff prepare encode makes them)")
+    names = modality_names(dataset, names or None)
     graphs, present, features = [], [], []
     for values, missing in item_modalities(dataset, names, policy).values():
         values = functional.normalize(values.to(device), dim=1)

@@ -35,7 +35,7 @@ class ItemFeatures(nn.Module):
 
     def __init__(self, dataset, names: list[str] | None, policy: str, size: int, trainable: bool = False):
         super().__init__()
-        self.names = _names(dataset, names)
+        self.names = modality_names(dataset, names)
         found = item_modalities(dataset, self.names, policy)
         known = torch.stack([~missing if policy == "drop_item" else torch.ones_like(missing)
                              for _, missing in found.values()], 1)
@@ -79,7 +79,12 @@ class ItemFeatures(nn.Module):
         return torch.stack(projected, 1) * present[:, :, None]
 
 
-def _names(dataset, names: list[str] | None) -> list[str]:
+def modality_names(dataset, names: list[str] | None) -> list[str]:
+    """``names``, or where it is None all modalities of items that the data set's folder holds.
+
+    Raises:
+        ConfigError: there is none.
+    """
     if names is None:
         names = item_modality_names(dataset)
         logging.getLogger().info("modalities: %s", names or "none")

@@ -8,13 +8,12 @@ from recbole_mmdiff.data.loaders import SAMPLE_ID
 from recbole_mmdiff.diffusion import fold_in, keyed_uniform
 from recbole_mmdiff.errors import ConfigError, at_least
 from recbole_mmdiff.model.base import Stage, StagedRecommender, take
-from recbole_mmdiff.model.dual import DOMAINS
-from recbole_mmdiff.model.forgetful import Forgetful
+from recbole_mmdiff.model.dual import DOMAINS, DualVectors
 from recbole_mmdiff.model.representations import Representations
 from recbole_mmdiff.model.user_guidance import UserGuidance
 
 
-class MatchedRecommender(Forgetful, StagedRecommender):
+class MatchedRecommender(DualVectors, StagedRecommender):
     """Base of models of two domains whose loss is L = L of either domain + lambda L_C (SIEOUG, Eq. 24).
 
     Both domains are evaluated (dual target). A subclass sets ``domains``, and implements ``domain_loss`` and
@@ -25,6 +24,8 @@ class MatchedRecommender(Forgetful, StagedRecommender):
         cosine: whether scores are cosines, or else inner products.
     """
 
+    citation = ("Liu, Chen, Xu, Liao, Wang, Zheng, Fu, Pei and Wang: Joint Similarity Item Exploration and "
+                "Overlapped User Guidance for Multi-Modal Cross-Domain Recommendation. WWW 2025.")
     needs_source = True
     predicts_ratings = False
     domain_views = ("target",)
@@ -44,7 +45,6 @@ class MatchedRecommender(Forgetful, StagedRecommender):
             guidance=config["guidance"], epsilon=config["epsilon"], cost_scale=config["cost_scale"],
             temperature=config["guidance_temperature"], linked_share=config["linked_share"])
         self.guides = self.guidance_weight > 0 and self.guidance.matching != "none"
-        self._kept: dict[str, Representations] = {}
 
     def stages(self) -> list[Stage]:
         """One stage over the training rows of both domains."""
@@ -90,29 +90,15 @@ class MatchedRecommender(Forgetful, StagedRecommender):
 
     # ---- scores --------------------------------------------------------------------------------
 
-    def forget(self) -> None:
-        """Representations are computed anew: weights have changed."""
-        self._kept.clear()
-
-    def train(self, mode: bool = True):
-        self.forget()
-        return super().train(mode)
-
     def representations(self, name: str) -> Representations:
         """The vectors of all users and items of a domain."""
         return self.domains[name].representations()
 
-    def vectors_of(self, name: str) -> Representations:
-        """The vectors that score in a domain, without a gradient. A user without training rows there has
-        the vector of the other domain, at the usual length, if linked and with rows there, and if both
-        domains are drawn together; else the mean of the others."""
-        if self.training:
-            self.forget()
-        if not self._kept:
-            with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-                tables = {domain: self.representations(domain) for domain in DOMAINS}
-                self._kept.update({domain: self._completed(tables, domain) for domain in DOMAINS})
-        return self._kept[name]
+    def scoring_vectors(self) -> dict[str, Representations]:
+        """A user without training rows in a domain has the vector of the other domain, at the usual length,
+        if linked and with rows there, and if both domains are drawn together; else the mean of the others."""
+        tables = {domain: self.representations(domain) for domain in DOMAINS}
+        return {domain: self._completed(tables, domain) for domain in DOMAINS}
 
     def _completed(self, tables: dict[str, Representations], name: str) -> Representations:
         users, known = tables[name].users, self.has_rows(name)
@@ -126,15 +112,3 @@ class MatchedRecommender(Forgetful, StagedRecommender):
         parts = torch.where(known[:, None], users, fallback), tables[name].items
         return Representations(*(functional.normalize(part, dim=-1) for part in parts)
                                if self.cosine else parts)
-
-    def user_factors(self, user: Tensor) -> Tensor:
-        """(b, d): target vectors of users (b,)."""
-        return self.vectors_of("target").users[user]
-
-    def item_factors(self, item: Tensor) -> Tensor:
-        """(b, d): vectors of target items (b,)."""
-        return self.vectors_of("target").items[item]
-
-    def item_offset(self, item: Tensor) -> Tensor:
-        """(b,): 0."""
-        return torch.zeros(len(item), device=item.device)

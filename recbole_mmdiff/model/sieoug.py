@@ -47,8 +47,6 @@ class SIEOUG(MatchedRecommender):
         - An epoch is the larger domain. The best epoch is chosen by the mean of both domains.
     """
 
-    citation = ("Liu, Chen, Xu, Liao, Wang, Zheng, Fu, Pei and Wang: Joint Similarity Item Exploration and "
-                "Overlapped User Guidance for Multi-Modal Cross-Domain Recommendation. WWW 2025.")
     cosine = True
 
     def __init__(self, config, dataset):

@@ -1,5 +1,8 @@
 """A pair of domains whose items tell what their users like, and MMDCDR on it."""
 
+import shutil
+from dataclasses import replace
+
 import pytest
 import torch
 from mmdcdr_by_hand import EPOCH, SEED, SMALL
@@ -29,6 +32,17 @@ def content(make_tiny_pair, tmp_path_factory):
         return folders[missing]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def featured_tastes(taste_pair, swapped_pair, tmp_path_factory):
+    """The folders of the pairs of taste groups, with items whose features tell their group."""
+    folders = []
+    for pair in (taste_pair, swapped_pair):
+        folders.append(tmp_path_factory.mktemp("featured"))
+        shutil.copytree(pair.folder, folders[-1], dirs_exist_ok=True)
+        write_item_features(replace(pair, folder=folders[-1], looks=taste_pair.looks), signal=2.0)
+    return folders
 
 
 @pytest.fixture(scope="session")

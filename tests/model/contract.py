@@ -13,6 +13,7 @@ import pytest
 import torch
 from recbole.data.interaction import Interaction
 from running import (
+    FINETUNED_MODELS,
     assert_same_weights,
     item_mean_rmse,
     run_in_pieces,
@@ -205,9 +206,11 @@ class ModelContract(Contract):
         best_rmse_ratio: upper bound of its RMSE over the item mean's, on the tiny pair.
         least_ndcg_ratio: of a ranking model instead, on the pair of taste groups.
         most_ndcg_ratio: upper bound of the same where source rows tell nothing of their users.
+        featured: whether it needs features of the items there.
     """
 
     transfers = True
+    featured = False
     best_rmse_ratio = 1.0
     most_ndcg_ratio = 1.3
 
@@ -216,13 +219,15 @@ class ModelContract(Contract):
         return lambda **keys: tiny_config(self.model, **{**self.keys, **keys})
 
     @pytest.fixture(scope="class")
-    def on_tastes(self, config_of, taste_pair, swapped_pair, tmp_path_factory):
+    def on_tastes(self, config_of, taste_pair, swapped_pair, tmp_path_factory, request):
         """Runs of a ranking model where the source tells what a cold user likes, and where not."""
         if get_model(self.model).predicts_ratings:
             pytest.skip("its band is one of RMSE")
-        return [run_keys(config_of(**{**self.accurate_keys, "data_path": pair.folder}),
+        folders = request.getfixturevalue("featured_tastes") if self.featured \
+            else [pair.folder for pair in (taste_pair, swapped_pair)]
+        return [run_keys(config_of(**{**self.accurate_keys, "data_path": folder}),
                          tmp_path_factory.mktemp(self.model) / "tastes")
-                for pair in (taste_pair, swapped_pair)]
+                for folder in folders]
 
     @staticmethod
     def cold_users(parts):
@@ -257,6 +262,9 @@ class ModelContract(Contract):
         """In every stage, fine-tuning among them."""
         if not short.metrics["history"]:
             pytest.skip("nothing is trained")
+        if self.model not in FINETUNED_MODELS:
+            self.in_half_precision(config_of(), tmp_path / "amp")
+            return
         keys = config_of(split_protocol="warm_start", finetune_epochs=1)
         assert self.in_half_precision(keys, tmp_path / "amp")[-1]["stage"] == "finetune"
 

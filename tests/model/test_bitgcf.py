@@ -5,7 +5,7 @@ import pytest
 import torch
 from contract import ModelContract
 from recbole.data.interaction import Interaction
-from running import slope
+from running import positive_pairs, slope
 
 from recbole_mmdiff.config import Config
 from recbole_mmdiff.data.loaders import stage_loader
@@ -37,12 +37,6 @@ def built(tiny_config):
         return model, next(iter(stage_loader(config, train, "both", 9, seed=5))), train
 
     return build
-
-
-def positive_pairs(domain):
-    return [(user, item) for user, item, rating in zip(
-        domain.inter_feat["user_id"].tolist(), domain.inter_feat["item_id"].tolist(),
-        domain.ratings.tolist(), strict=True) if rating >= 4]
 
 
 def unit(vector):

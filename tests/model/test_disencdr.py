@@ -5,7 +5,7 @@ import pytest
 import torch
 from contract import ModelContract
 from recbole.data.interaction import Interaction
-from running import run_keys
+from running import positive_pairs, run_keys
 
 from recbole_mmdiff.config import Config
 from recbole_mmdiff.data.loaders import stage_loader
@@ -23,10 +23,6 @@ class TestDisenCDR(ModelContract):
     keys = {"embedding_size": 8, "train_batch_size": 512}
     accurate_keys = {"embedding_size": 16, "epochs": 40, "learning_rate": 0.01, "train_batch_size": 256,
                      "eval_step": 0}
-
-    def test_mixed_precision(self, config_of, tmp_path):
-        """There is no fine-tuning of it."""
-        self.in_half_precision(config_of(), tmp_path / "amp")
 
 
 @pytest.fixture(scope="module")
@@ -52,12 +48,6 @@ def leaky(values):
     return np.where(values > 0, values, 0.01 * values)
 
 
-def positive_rows(domain):
-    return {(user, item) for user, item, rating in zip(
-        domain.inter_feat["user_id"].tolist(), domain.inter_feat["item_id"].tolist(),
-        domain.ratings.tolist(), strict=True) if rating >= 4}
-
-
 def mean_of(rows, vectors, count):
     """For each of ``count`` nodes the mean of the ``vectors`` of those it has a row with."""
     found = np.zeros((count, vectors.shape[1]))
@@ -80,7 +70,7 @@ def parts_by_hand(model, train):
     weights = {name: value.detach().numpy() for name, value in model.named_parameters()}
     found, told_of, start_of, counts = {}, {}, {}, {}
     for name, domain in (("target", train), ("source", train.source)):
-        rows, prefix = positive_rows(domain), f"domains.{name}"
+        rows, prefix = set(positive_pairs(domain)), f"domains.{name}"
         turned = {(item, user) for user, item in rows}
         counts[name] = np.bincount([user for user, _ in rows], minlength=domain.user_num)
         start = weights[f"{prefix}.user_embedding.weight"] * (counts[name] > 0)[:, None]

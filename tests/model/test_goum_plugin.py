@@ -1,13 +1,9 @@
 """GOUM on backbones: the contract, its loss as the sum of what it is made of, and both domains' scores."""
 
-import shutil
-from dataclasses import replace
-
 import pytest
 import torch
 from contract import ModelContract
 from recbole.data.interaction import Interaction
-from running import run_keys, write_item_features
 
 from recbole_mmdiff.config import Config
 from recbole_mmdiff.data.domain import select
@@ -23,6 +19,7 @@ class TestGOUM(ModelContract):
     """On LATTICE."""
 
     model = "GOUM"
+    featured = True
     more = {"backbone": "LATTICE"}
     accurate_keys = {"epochs": 40, "learning_rate": 0.02, "guidance_weight": 1.0, "guidance_temperature": 0.2,
                      "eval_step": 0}
@@ -30,22 +27,6 @@ class TestGOUM(ModelContract):
     @pytest.fixture(scope="class", autouse=True)
     def features(self, content):
         type(self).keys = {**KEYS, "modalities": ["text", "image"], "data_path": content("few"), **self.more}
-
-    @pytest.fixture(scope="class")
-    def on_tastes(self, config_of, taste_pair, swapped_pair, tmp_path_factory):
-        """The pairs of taste groups, whose items have features."""
-        made = []
-        for pair in (taste_pair, swapped_pair):
-            folder = tmp_path_factory.mktemp("featured")
-            shutil.copytree(pair.folder, folder, dirs_exist_ok=True)
-            write_item_features(replace(pair, folder=folder, looks=taste_pair.looks), signal=2.0)
-            made.append(run_keys(config_of(**self.accurate_keys, data_path=folder),
-                                 tmp_path_factory.mktemp("run") / "tastes"))
-        return made
-
-    def test_mixed_precision(self, config_of, tmp_path):
-        """There is no fine-tuning of it."""
-        self.in_half_precision(config_of(), tmp_path / "amp")
 
 
 @pytest.fixture(scope="module")

@@ -1,14 +1,13 @@
 """SIEOUG: the contract, its items and losses by slow loops, its matchings, and both domains' evaluation."""
 
 import shutil
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from contract import ModelContract
 from recbole.data.interaction import Interaction
-from running import run_keys, write_item_features
+from running import positive_pairs, run_keys
 
 from recbole_mmdiff.config import Config
 from recbole_mmdiff.data.loaders import stage_loader
@@ -26,6 +25,7 @@ class TestSIEOUG(ModelContract):
     """Items of two modalities in both domains."""
 
     model = "SIEOUG"
+    featured = True
     keys = SMALL
     accurate_keys = {"epochs": 30, "learning_rate": 0.02, "temperature": 0.2, "guidance_temperature": 0.2,
                      "eval_step": 0}
@@ -34,22 +34,6 @@ class TestSIEOUG(ModelContract):
     @pytest.fixture(scope="class", autouse=True)
     def features(self, content):
         type(self).keys = {**SMALL, "modalities": ["text", "image"], "data_path": content(self.missing)}
-
-    @pytest.fixture(scope="class")
-    def on_tastes(self, config_of, taste_pair, swapped_pair, tmp_path_factory):
-        """The pairs of taste groups, whose items have features."""
-        made = []
-        for pair in (taste_pair, swapped_pair):
-            folder = tmp_path_factory.mktemp("featured")
-            shutil.copytree(pair.folder, folder, dirs_exist_ok=True)
-            write_item_features(replace(pair, folder=folder, looks=taste_pair.looks), signal=2.0)
-            made.append(run_keys(config_of(**self.accurate_keys, data_path=folder),
-                                 tmp_path_factory.mktemp("run") / "tastes"))
-        return made
-
-    def test_mixed_precision(self, config_of, tmp_path):
-        """There is no fine-tuning of it."""
-        self.in_half_precision(config_of(), tmp_path / "amp")
 
 
 class TestSIEOUGWithFewImages(TestSIEOUG):
@@ -129,18 +113,12 @@ def vectors_by_hand(domain, rows, num_users, num_items):
     return joined[:num_users], (weights[:, :, None] * np.stack(parts)).sum(0)
 
 
-def positive_rows(domain):
-    return [(user, item) for user, item, rating in zip(
-        domain.inter_feat["user_id"].tolist(), domain.inter_feat["item_id"].tolist(),
-        domain.ratings.tolist(), strict=True) if rating >= 4]
-
-
 @pytest.mark.parametrize("missing", ["", "few"])
 def test_vectors_by_hand(built, missing):
     model, _, train = built(missing)
     for name, domain in (("target", train), ("source", train.source)):
         found = model.domains[name].representations()
-        users, items = vectors_by_hand(model.domains[name], positive_rows(domain), domain.user_num,
+        users, items = vectors_by_hand(model.domains[name], positive_pairs(domain), domain.user_num,
                                        domain.item_num)
         np.testing.assert_allclose(numbers(found.users), users, atol=1e-6)
         np.testing.assert_allclose(numbers(found.items), items, atol=1e-6)
@@ -169,7 +147,7 @@ def test_contrastive_loss_by_hand(built, temperature):
         users, items = batch[prefix + "user_id"], batch[prefix + "item_id"]
         tables = model.domains[name].representations()
         u, v = unit(numbers(tables.users)), unit(numbers(tables.items))
-        known, losses = set(positive_rows(domain)), []
+        known, losses = set(positive_pairs(domain)), []
         for user, item in zip(users.tolist(), items.tolist(), strict=True):
             others = [other for other in set(items.tolist()) if (user, other) not in known]
             total = sum(np.exp(u[user] @ v[other] / temperature) for other in others)
@@ -293,7 +271,7 @@ def test_both_domains_are_evaluated(tiny_config, content, tmp_path):
             for pair in zip(part.inter_feat["user_id"].tolist(), part.inter_feat["item_id"].tolist(),
                             strict=True)}
     wanted = {}
-    for user, item in positive_rows(test):
+    for user, item in positive_pairs(test):
         wanted.setdefault(user, set()).add(item)
     for user, items in wanted.items():
         scores = numbers(tables.items @ tables.users[user])
