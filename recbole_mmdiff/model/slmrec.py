@@ -117,21 +117,12 @@ class SLMRec(WithoutNegatives):
         graphs = self.propagated([*starts, *views])
         loss = info_nce(self.fused_users(graphs[:len(starts)], users),
                         self.fused_items(graphs[:len(starts)], items), row, column, counts,
-                        self._known(users, items), self.temperature)
+                        self.known.to(users.device).among(users, items), self.temperature)
         if not self.ssl_weight:
             return loss
         task = self._between_views(graphs[len(starts):], users, items) if views \
             else self._fine_and_coarse(graphs, items)
         return loss + self.ssl_weight * task
-
-    def _known(self, users: Tensor, items: Tensor) -> Tensor:
-        """(u, i) bool: whether a user has an item in a training row, of users (u,) and sorted items (i,)."""
-        row, known = self.known.to(users.device).rows(users)
-        column = torch.searchsorted(items, known).clamp(max=len(items) - 1)
-        there = items[column] == known
-        mask = torch.zeros(len(users), len(items), dtype=torch.bool, device=users.device)
-        mask[row[there], column[there]] = True
-        return mask
 
     def _fine_and_coarse(self, graphs: list[Tensor], items: Tensor) -> Tensor:
         """FAC of distinct items (i,)."""

@@ -202,7 +202,7 @@ def test_known_items_of_a_batch(built):
     for items in (torch.tensor([2, 5, 7]), torch.arange(1, toy.train.item_num)):
         expected = [[pair in training_pairs(toy.train) for pair in ((user, item) for item in items.tolist())]
                     for user in users.tolist()]
-        assert toy.model._known(users, items).tolist() == expected
+        assert toy.model.known.among(users, items).tolist() == expected
 
 
 def test_masking_draws_two_graphs(built):
