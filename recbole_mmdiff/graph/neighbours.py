@@ -15,7 +15,7 @@ FEW_TIES = 8
 @torch.no_grad()
 def nearest_neighbours(features: Tensor, k: int, present: Tensor | None = None,
                        block_elements: int = 2**24) -> Edges:
-    """Each row's ``k`` rows of the highest cosine similarity, itself among them.
+    """Each row's ``k`` rows of the highest cosine similarity, itself the first of them.
 
     Rows that are not ``present``, and rows of length zero, are nobody's neighbours and have none. If
     fewer than ``k`` rows are left, all of them are neighbours. Neighbours and values are the same for
@@ -24,7 +24,8 @@ def nearest_neighbours(features: Tensor, k: int, present: Tensor | None = None,
     Blocks of a matrix product tell the candidates, with a margin for its rounding, and the dot products
     of these alone decide. The margin is that of float32: on a device whose float32 products are set to
     a lower precision (TF32), a neighbour that is alike by as little may be missed. Of hundreds of rows
-    that are as near as the last neighbour, the first are taken.
+    that are as near as the last neighbour, the first are taken. A row never loses itself: not to its
+    equals, nor to a row whose similarity comes out larger by rounding.
 
     Args:
         features: (n, d) of any floating type; computed in float32.
@@ -33,7 +34,8 @@ def nearest_neighbours(features: Tensor, k: int, present: Tensor | None = None,
         block_elements: how many similarities are held at once (at least one row of them).
 
     Returns:
-        Edges with float32 values: sorted by row, then by falling similarity, then by column.
+        Edges with float32 values: sorted by row; of a row itself first, then by falling similarity, then
+        by column.
 
     Raises:
         ValueError: ``k`` below 1, ``features`` or ``present`` of a wrong shape, or a row that takes
@@ -93,11 +95,14 @@ def _members(lengths: Tensor, present: Tensor | None) -> Tensor:
 
 def _neighbours_of(block: slice, unit: Tensor, k: int) -> tuple[Tensor, ...]:
     """Rows, columns and values of the neighbours of a block of ``unit`` (m, d)."""
-    rows, columns = _candidates(unit[block] @ unit.T, k, unit.shape[1])
+    similar = unit[block] @ unit.T
+    similar.diagonal(block.start).fill_(torch.inf)      # A row is always its own candidate.
+    rows, columns = _candidates(similar, k, unit.shape[1])
     counts = rows.bincount(minlength=block.stop - block.start)
     rank = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
     values = edge_dots(unit[block], unit, rows, columns)
-    order = values.argsort(descending=True, stable=True)
+    itself = rows + block.start == columns
+    order = values.masked_fill(itself, torch.inf).argsort(descending=True, stable=True)
     order = order[rows[order].argsort(stable=True)][rank < k]
     return rows[order] + block.start, columns[order], values[order]
 

@@ -8,11 +8,12 @@ from recbole_mmdiff.data.loaders import rows_of_both_domains
 from recbole_mmdiff.errors import ConfigError, one_of
 from recbole_mmdiff.graph import bipartite_adjacency, propagate
 from recbole_mmdiff.model.base import FinetunedOffset, Stage, take
-from recbole_mmdiff.model.dual import DOMAINS, DualRankingRecommender, ranking_cross_entropy
-from recbole_mmdiff.model.forgetful import Forgetful
+from recbole_mmdiff.model.dual import DOMAINS, DualRankingRecommender, DualVectors, ranking_cross_entropy
+from recbole_mmdiff.model.item_exploration import MayExploreItems
+from recbole_mmdiff.model.representations import Representations
 
 
-class BiTGCF(Forgetful, DualRankingRecommender):
+class BiTGCF(MayExploreItems, DualVectors, DualRankingRecommender):
     """A graph of users and items in each domain; linked users are mixed after every layer.
 
     Feature propagation in each domain, without weights and activation: with A the normalised
@@ -21,7 +22,11 @@ class BiTGCF(Forgetful, DualRankingRecommender):
     features lambda e_t + (1 - lambda) e_s (in the source with the roles changed), and the new
     vector is the mean of the two. The L2-normalised vectors of all layers, after the start vector,
     are concatenated (``layers: concat``) or averaged (``mean``); a score is their inner product.
-    Both domains learn together, by binary cross-entropy of training rows against sampled items.
+    Both domains learn together, by binary cross-entropy of training rows against sampled items. Both are
+    evaluated (dual target).
+
+    With ``item_exploration`` the joined vectors of items are replaced by what SIEOUG's module makes of them
+    (``ItemExploration``), in both domains: after the layers, so that users' vectors are as without it.
 
     Deviations:
         - The paper ranks users with training rows in both domains. Here the start vector of a user
@@ -31,7 +36,7 @@ class BiTGCF(Forgetful, DualRankingRecommender):
           nothing would stand in a cold-start user's part of the score that they make.
         - No dropout of messages: the L2 penalty regularises.
         - The penalty is the mean squared length of the batch's start vectors in both domains.
-        - The best epoch is chosen on validation users.
+        - The best epoch is chosen on validation users; where both domains are split, by the mean of both.
     """
 
     citation = ("Liu, Li, Li and Pan: Cross Domain Recommendation via Bi-directional Transfer Graph "
@@ -58,16 +63,8 @@ class BiTGCF(Forgetful, DualRankingRecommender):
             self.register_buffer(f"{name}_degree", degree, persistent=False)
         width = config["embedding_size"] * (self.num_layers + 1 if self.layers == "concat" else 1)
         self.user_offset = FinetunedOffset(dataset, width)
-        self._propagated: dict[str, tuple[Tensor, Tensor]] = {}
-
-    def forget(self) -> None:
-        """Vectors are propagated anew."""
-        self._propagated.clear()
-
-    def train(self, mode: bool = True):
-        """Training will change the weights, so that what was propagated is dropped."""
-        self.forget()
-        return super().train(mode)
+        self.explorations = self.explorations_of(config, dataset, width, config["exploration_layers"]) \
+            if config["item_exploration"] else nn.ModuleDict()
 
     def finetuning_stage(self) -> Stage:
         """What is learned is added to the propagated vectors of the held-out users: edges of theirs
@@ -85,11 +82,11 @@ class BiTGCF(Forgetful, DualRankingRecommender):
     def freeze_vectors(self) -> None:
         """The start of fine-tuning: the vectors of the target, which no longer change."""
         with torch.no_grad():
-            self._frozen = self.all_vectors()["target"]
+            self._frozen = self.scoring_vectors()["target"]
 
     def finetuning_scores(self, user: Tensor, item: Tensor) -> tuple[Tensor, Tensor]:
         """Scores (b,) of target pairs, and the mean squared length of what is added."""
-        users, items = self._frozen
+        users, items = self._frozen.users, self._frozen.items
         offset = self.user_offset(user)
         return ((users[user] + offset) * items[item]).sum(-1), offset.square().sum(-1).mean()
 
@@ -114,8 +111,8 @@ class BiTGCF(Forgetful, DualRankingRecommender):
             mixed.append(torch.cat([whole[:1], (common + own) / 2, whole[linked.stop:]]))
         return mixed[0], mixed[1]
 
-    def all_vectors(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """domain -> vectors of users (n_users, k) and of items (n_items, k)."""
+    def scoring_vectors(self) -> dict[str, Representations]:
+        """domain -> vectors of users (n_users, k) and of items (n_items, k), these explored if they are."""
         layer = {name: self._start(name) for name in DOMAINS}
         if self.transfer_start:
             layer = dict(zip(DOMAINS, self.transfer(*layer.values()), strict=True))
@@ -129,19 +126,21 @@ class BiTGCF(Forgetful, DualRankingRecommender):
                 layers[name].append(functional.normalize(layer[name], dim=-1))
         joined = {name: torch.cat(layers[name], -1) if self.layers == "concat"
                   else torch.stack(layers[name]).mean(0) for name in DOMAINS}
-        return {name: tuple(joined[name].split(self.sizes[name])) for name in DOMAINS}
+        parts = {name: joined[name].split(self.sizes[name]) for name in DOMAINS}
+        return {name: Representations(users, self.explored(name, items))
+                for name, (users, items) in parts.items()}
 
     # ---- the loss ------------------------------------------------------------------------------
 
     def ranking_loss(self, interaction) -> Tensor:
         """Cross-entropy of the rows of both domains and of the items sampled for them, and the
         penalty."""
-        vectors = self.all_vectors()
-        return sum(self._domain_loss(interaction, name, *vectors[name]) for name in DOMAINS)
+        vectors = self.scoring_vectors()
+        return sum(self._domain_loss(interaction, name, vectors[name]) for name in DOMAINS)
 
-    def _domain_loss(self, interaction, name: str, users: Tensor, items: Tensor) -> Tensor:
+    def _domain_loss(self, interaction, name: str, vectors: Representations) -> Tensor:
         user, item = self.rows(interaction, name)
-        scores = (take(users, user)[:, None] * take(items, item)).sum(-1)
+        scores = (take(vectors.users, user)[:, None] * take(vectors.items, item)).sum(-1)
         start_users, start_items = self.tables[name].weight.split(self.sizes[name])
         penalty = take(start_users, user).square().sum(-1).mean() \
             + take(start_items, item).square().sum(-1).mean()
@@ -149,22 +148,6 @@ class BiTGCF(Forgetful, DualRankingRecommender):
 
     # ---- scores --------------------------------------------------------------------------------
 
-    def _vectors(self) -> tuple[Tensor, Tensor]:
-        if self.training:
-            return self.all_vectors()["target"]
-        if not self._propagated:
-            with torch.no_grad():
-                self._propagated.update(self.all_vectors())
-        return self._propagated["target"]
-
     def user_factors(self, user: Tensor) -> Tensor:
-        """(b, k): propagated vectors of users, and what fine-tuning added to them."""
-        return self._vectors()[0][user] + self.user_offset(user)
-
-    def item_factors(self, item: Tensor) -> Tensor:
-        """(b, k): propagated vectors of items."""
-        return self._vectors()[1][item]
-
-    def item_offset(self, item: Tensor) -> Tensor:
-        """(b,): 0."""
-        return torch.zeros(len(item), device=item.device)
+        """(b, k): target vectors of users, and what fine-tuning added to them."""
+        return super().user_factors(user) + self.user_offset(user)

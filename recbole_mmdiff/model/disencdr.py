@@ -12,6 +12,7 @@ from recbole_mmdiff.errors import at_least
 from recbole_mmdiff.graph import mean_of_items, propagate, transpose
 from recbole_mmdiff.model.base import take
 from recbole_mmdiff.model.dual import DOMAINS, DualRankingRecommender, DualVectors, ranking_cross_entropy
+from recbole_mmdiff.model.item_exploration import MayExploreItems
 from recbole_mmdiff.model.representations import Representations
 
 _USERS, _ITEMS, _SHARED = range(40, 43)
@@ -38,7 +39,7 @@ class Normal(NamedTuple):
         return (0.5 * (ratio.square() + ((self.mean - mean) / deviation).square() - 1) - ratio.log()).sum(-1)
 
 
-class DisenCDR(DualVectors, DualRankingRecommender):
+class DisenCDR(MayExploreItems, DualVectors, DualRankingRecommender):
     """Variational vectors of users for each domain alone and, of linked users, for both.
 
     A variational encoder of a graph (VBGE): users tell their items, items tell their users, and a linear
@@ -50,6 +51,10 @@ class DisenCDR(DualVectors, DualRankingRecommender):
     ``divergence_weight`` times the divergence of users' and items' vectors from the standard normal
     distribution, and for linked users that of the shared part, and its divergence from what either domain
     tells alone, ``shared_weight`` times (the information regularizers).
+
+    With ``item_exploration`` the means of items are replaced by what SIEOUG's module joins out of them
+    (``ItemExploration``), in both domains: scores are of means, and an average of other items' deviations
+    would say nothing of how sure this one is. Samples and divergences are of the new means; deviations stay.
 
     Deviations:
         - The paper has overlapping users alone. Here users of one domain have no shared part.
@@ -77,6 +82,13 @@ class DisenCDR(DualVectors, DualRankingRecommender):
                          self.size)
             for name, domain, rows in both})
         self.shared = Head(self.size)
+        self.explorations = self.explorations_of(config, dataset, self.size, config["exploration_layers"]) \
+            if config["item_exploration"] else nn.ModuleDict()
+
+    def items(self, name: str) -> Normal:
+        """The vectors of all items of a domain, explored if they are."""
+        items = self.domains[name].items()
+        return Normal(self.explored(name, items.mean), items.deviation)
 
     # ---- the loss ------------------------------------------------------------------------------
 
@@ -111,7 +123,7 @@ class DisenCDR(DualVectors, DualRankingRecommender):
         return loss + divergence / self.size
 
     def _domain_loss(self, name: str, user: Tensor, item: Tensor, shared: Tensor, seed: int) -> Tensor:
-        users, items = self.domains[name].users(), self.domains[name].items()
+        users, items = self.domains[name].users(), self.items(name)
         (users, at_user), (items, at_item) = (
             self._drawn(part, ids, fold_in(seed, purpose)) for part, ids, purpose
             in ((users, user, _USERS), (items, item, _ITEMS)))
@@ -136,7 +148,7 @@ class DisenCDR(DualVectors, DualRankingRecommender):
         for domain, module in self.domains.items():
             users = module.users().mean
             users[1:len(shared)] += shared[1:]
-            found[domain] = Representations(users, module.items().mean)
+            found[domain] = Representations(users, self.items(domain).mean)
         return found
 
 

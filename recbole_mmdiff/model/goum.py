@@ -56,9 +56,11 @@ class GOUM(MatchedRecommender):
         for backbone in self.domains.values():
             backbone.seed, backbone.epoch = self.seed, epoch
             backbone.before_epoch(epoch)
+        super().before_epoch(epoch)
 
     def after_epoch(self, epoch: int) -> None:
         """Of both backbones."""
+        super().after_epoch(epoch)
         for backbone in self.domains.values():
             backbone.after_epoch(epoch)
 

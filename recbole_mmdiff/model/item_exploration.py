@@ -15,6 +15,7 @@ from recbole_mmdiff.graph import (
     to_matrix,
     transpose,
 )
+from recbole_mmdiff.model.dual import DOMAINS
 from recbole_mmdiff.model.item_features import modality_names
 from recbole_mmdiff.transport import cluster_items, fuse_graphs
 
@@ -83,6 +84,49 @@ class ItemExploration(nn.Module):
             vectors = layer(hypergraph_convolution(self.gamma, vectors))
             total = total + vectors
         return total / (self.num_layers + 1)
+
+
+class ExploresItems:
+    """Mixin, before the model's class, of models whose keys tell how items are explored."""
+
+    @staticmethod
+    def exploration_of(config, domain, size: int, num_layers: int) -> ItemExploration:
+        """The module of the training part of one domain, for vectors of length ``size``.
+
+        Raises:
+            ConfigError, FeatureError, DataError: as ``ItemExploration``.
+        """
+        return ItemExploration(
+            domain, config["modalities"], config["modality_policy"], size, num_layers,
+            knn_k=config["knn_k"], graph_weight=config["graph_weight"],
+            num_clusters=config["num_clusters"], cluster_weight=config["cluster_weight"],
+            anneal_from=config["anneal_from"], seed=config["seed"], device=config["device"])
+
+
+class MayExploreItems(ExploresItems):
+    """The same of models of two domains that do without it, too (SIEOUG, Fig. 5).
+
+    A subclass sets ``explorations``: by domain, as ``explorations_of`` makes them, or nothing at all. With
+    nothing, no feature is read and no number drawn.
+    """
+
+    explorations: nn.ModuleDict
+
+    def explorations_of(self, config, dataset, size: int, num_layers: int) -> nn.ModuleDict:
+        """domain -> its module, of the training part of both domains.
+
+        Raises:
+            ConfigError: ``exploration_layers`` is below 1.
+            ConfigError, FeatureError, DataError: as ``ItemExploration``.
+        """
+        at_least("exploration_layers", num_layers, 1)
+        return nn.ModuleDict({name: self.exploration_of(config, domain, size, num_layers)
+                              for name, domain in zip(DOMAINS, (dataset, dataset.source), strict=True)})
+
+    def explored(self, name: str, items: Tensor) -> Tensor:
+        """V (n_items, d) of a domain, out of the model's own vectors of its items, which are both the start
+        and the collaborative part; without modules these vectors themselves."""
+        return self.explorations[name](items, items) if self.explorations else items
 
 
 def _fused_graph(dataset, names: list[str] | None, policy: str, knn_k: int, graph_weight: float,

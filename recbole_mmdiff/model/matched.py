@@ -1,5 +1,7 @@
 """What models share that rank in two domains at once and match the users of both."""
 
+import logging
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -7,10 +9,11 @@ from torch.nn import functional
 from recbole_mmdiff.data.loaders import SAMPLE_ID
 from recbole_mmdiff.diffusion import fold_in, keyed_uniform
 from recbole_mmdiff.errors import ConfigError, at_least
-from recbole_mmdiff.model.base import Stage, StagedRecommender, take
+from recbole_mmdiff.model.base import Stage, StagedRecommender
 from recbole_mmdiff.model.dual import DOMAINS, DualVectors
 from recbole_mmdiff.model.representations import Representations
 from recbole_mmdiff.model.user_guidance import UserGuidance
+from recbole_mmdiff.model.user_matching import UserMatching
 
 
 class MatchedRecommender(DualVectors, StagedRecommender):
@@ -40,11 +43,13 @@ class MatchedRecommender(DualVectors, StagedRecommender):
         if config["train_neg_ratio"]:
             raise ConfigError(f"train_neg_ratio: {config['model']} reads no such negatives; leave it out")
         self.num_linked = dataset.num_overlap
-        self.guidance = UserGuidance(
-            self.num_linked, dataset.source.user_num, matching=config["matching"],
+        matcher = UserMatching(
+            dataset.source.user_num, matching=config["matching"], scope=config["matching_scope"],
             guidance=config["guidance"], epsilon=config["epsilon"], cost_scale=config["cost_scale"],
-            temperature=config["guidance_temperature"], linked_share=config["linked_share"])
-        self.guides = self.guidance_weight > 0 and self.guidance.matching != "none"
+            tolerance=config["matching_tolerance"])
+        self.guidance = UserGuidance(matcher, self.num_linked, config["guidance_temperature"],
+                                     config["linked_share"])
+        self.guides = self.guidance_weight > 0 and matcher.matching != "none"
 
     def stages(self) -> list[Stage]:
         """One stage over the training rows of both domains."""
@@ -52,10 +57,20 @@ class MatchedRecommender(DualVectors, StagedRecommender):
                       before_epoch=self.before_epoch, after_epoch=self.after_epoch)]
 
     def before_epoch(self, epoch: int) -> None:
-        """What is made anew for each epoch of training."""
+        """With ``matching_scope: epoch``, all users are matched."""
+        self.guidance.linked_counts.clear()
+        if self.guides and self.guidance.matcher.scope == "epoch":
+            with torch.no_grad():
+                both = ("source", "target")
+                tables = tuple(self.representations(name).users for name in both)
+                users = tuple(self.has_rows(name).nonzero().squeeze(1) for name in both)
+                self.guidance.matcher.match_all(users, tables, self.num_linked)
 
     def after_epoch(self, epoch: int) -> None:
-        """What is inferred once the batches of an epoch are done."""
+        """Say how many linked users guided."""
+        if counts := self.guidance.linked_counts:
+            logging.getLogger().info("matching: %.1f linked users in a batch, %d to %d",
+                                     sum(counts) / len(counts), min(counts), max(counts))
 
     # ---- the loss ------------------------------------------------------------------------------
 
@@ -86,7 +101,7 @@ class MatchedRecommender(DualVectors, StagedRecommender):
         linked = torch.arange(self.num_linked + 1, device=samples.device)
         halves = self.guidance.halves(users["source"], users["target"], keyed_uniform(linked, 1, seed)[:, 0],
                                       (self.has_rows("source"), self.has_rows("target")))
-        return self.guidance(halves, (take(tables["source"], halves[0]), take(tables["target"], halves[1])))
+        return self.guidance(halves, (tables["source"], tables["target"]))
 
     # ---- scores --------------------------------------------------------------------------------
 

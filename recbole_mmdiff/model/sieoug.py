@@ -9,13 +9,13 @@ from recbole_mmdiff.data.loaders import rows_of_both_domains
 from recbole_mmdiff.graph import bipartite_adjacency
 from recbole_mmdiff.model.base import take
 from recbole_mmdiff.model.dual import DOMAINS
-from recbole_mmdiff.model.item_exploration import ItemExploration
+from recbole_mmdiff.model.item_exploration import ExploresItems, ItemExploration
 from recbole_mmdiff.model.matched import MatchedRecommender
 from recbole_mmdiff.model.representations import Representations, lightgcn
 from recbole_mmdiff.negatives import KnownItems
 
 
-class SIEOUG(MatchedRecommender):
+class SIEOUG(ExploresItems, MatchedRecommender):
     """Two domains, each with an item graph and a hypergraph, whose users are matched by transport.
 
     In each domain: LightGCN on the graph of users and items (Eq. 11); item vectors of it, of the fused
@@ -56,11 +56,7 @@ class SIEOUG(MatchedRecommender):
         self.domains = nn.ModuleDict()
         both = zip(DOMAINS, (dataset, dataset.source), rows_of_both_domains(config, dataset), strict=True)
         for name, domain, rows in both:
-            exploration = ItemExploration(
-                domain, config["modalities"], config["modality_policy"], size, num_layers,
-                knn_k=config["knn_k"], graph_weight=config["graph_weight"],
-                num_clusters=config["num_clusters"], cluster_weight=config["cluster_weight"],
-                anneal_from=config["anneal_from"], seed=config["seed"], device=config["device"])
+            exploration = self.exploration_of(config, domain, size, num_layers)
             self.domains[name] = Domain(domain, rows, exploration, size, num_layers)
 
     def domain_loss(self, name: str, rows: dict[str, Tensor]) -> tuple[Tensor, Representations]:

@@ -23,7 +23,7 @@ from recbole_mmdiff.trainer.checkpoint import (
     save_checkpoint,
     set_random_state,
 )
-from recbole_mmdiff.trainer.steps import Stepper
+from recbole_mmdiff.trainer.steps import Stepper, telling_of_weights
 
 
 @dataclass
@@ -172,7 +172,9 @@ class StagedTrainer(Trainer):
         epoch, started = self.progress.epoch, perf_counter()
         self.model.epoch = epoch
         if self.staged:
-            loss = self._train_stage_epoch(stage, loader, epoch)
+            with telling_of_weights(self.model, f"epoch {epoch} of stage {stage.name!r}"):
+                loss = self._train_stage_epoch(stage, loader, epoch)
+            self._check_finite(loss, stage, epoch)
         else:
             loss = self._train_epoch(loader, epoch, show_progress=self.show_progress)
         entry = {"stage": stage.name, "epoch": epoch,
@@ -206,14 +208,12 @@ class StagedTrainer(Trainer):
                                                    self.clip_grad_norm if stage.clips else None, number)
         if stage.after_epoch is not None:
             stage.after_epoch(epoch)
-        means = (totals / len(loader)).tolist()
-        self._check_finite(means, stage, epoch)
-        return tuple(means)
+        return tuple((totals / len(loader)).tolist())
 
     @staticmethod
     def _check_finite(means, stage: Stage, epoch: int) -> None:
         if not all(value == value and abs(value) != float("inf") for value in means):
-            raise ValueError(f"the training loss of stage {stage.name!r} is {means} in epoch "
+            raise ValueError(f"the training loss of stage {stage.name!r} is {list(means)} in epoch "
                              f"{epoch}; lower learning_rate, or set clip_grad_norm")
 
     # ---- validation ----------------------------------------------------------------------------

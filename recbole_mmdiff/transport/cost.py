@@ -1,5 +1,4 @@
-"""Costs of pairs of users by factors, kernels of transport plans by blocks of rows, and the sweeps that give
-a plan its marginals."""
+"""Costs of pairs of users by factors, and kernels of transport plans by blocks of rows."""
 
 import math
 from collections.abc import Iterator
@@ -13,10 +12,6 @@ COST_SCALES = ("unit", "mean", "none")
 #: of the exponent range of a dtype; products of what is left with scalings of 1e-5 to 1e5 are no subnormal
 #: numbers, which processors multiply many times slower
 KEPT_RANGE = 0.72
-#: scalings beyond this are absorbed into the potentials; of beyond its square, the sweep is done in logs
-ABSORBED = 1e5
-#: entries
-IN_CACHE = 2**18
 
 
 class Costs(NamedTuple):
@@ -35,6 +30,19 @@ class Costs(NamedTuple):
     row: Tensor
     column: Tensor
     partner: Tensor | None = None
+
+    def of_rows(self, rows: Tensor) -> "Costs":
+        """Those of some rows (r,)."""
+        return Costs(self.left[rows], self.right, self.row[rows], self.column,
+                     None if self.partner is None else self.partner[rows])
+
+    def transposed(self) -> "Costs":
+        """(m, n)."""
+        partner = None
+        if self.partner is not None:
+            rows = (self.partner >= 0).nonzero().squeeze(1)
+            partner = self.partner.new_full((len(self.column),), -1).index_copy(0, self.partner[rows], rows)
+        return Costs(self.right, self.left, self.column, self.row, partner)
 
     def rows(self, block: slice) -> Tensor:
         """Q of a block of rows, (b, m)."""
@@ -149,6 +157,14 @@ class Kernel:
         """The same with other potentials."""
         return Kernel(self.costs, self.epsilon, f, g, self.block_elements)
 
+    def of_rows(self, rows: Tensor) -> "Kernel":
+        """That of some rows (r,)."""
+        return Kernel(self.costs.of_rows(rows), self.epsilon, self.f[rows], self.g, self.block_elements)
+
+    def transposed(self) -> "Kernel":
+        """K^T (m, n)."""
+        return Kernel(self.costs.transposed(), self.epsilon, self.g, self.f, self.block_elements)
+
     def exponents(self) -> Iterator[tuple[slice, Tensor]]:
         """Blocks of log K (b, m); each is overwritten by the next, and may be changed."""
         n, m = len(self.f), len(self.g)
@@ -191,79 +207,3 @@ class Kernel:
         for _, exponents in self.exponents():
             sums = torch.logaddexp(sums, exponents.logsumexp(0))
         return sums
-
-
-def balanced(costs: Costs, masses: tuple[Tensor, Tensor], epsilon: float, f: Tensor, tolerance: float,
-             max_sweeps: int, block_elements: int) -> tuple[Kernel, tuple[Tensor, Tensor], int, float]:
-    """The plan u_i K_ij v_j with given marginals, and with the least <pi, Q> - epsilon H(pi).
-
-    A sweep passes once over the kernel: it takes K v, which also tells the row sums of the plan before it,
-    divides, and adds up K^T u. Scalings that grow are absorbed into the potentials of a new kernel; a sweep
-    that overflows is done over again in logarithms.
-
-    Args:
-        costs: (n, m).
-        masses: (n,) and (m,), positive, of equal sums.
-        epsilon: in the unit of the costs.
-        f: (n,) potentials to start from.
-        tolerance: for the error, below which no further sweep is made.
-        max_sweeps: if the error stays above.
-        block_elements: as in ``Kernel``.
-
-    Returns:
-        The kernel; u (n,) and v (m,); how many sweeps; and the error: the sum of |row sum - mass| as a
-        share of all mass. The columns are exact.
-    """
-    a, b = masses
-    kernel, v = _with_exact_columns(Kernel(costs, epsilon, f, torch.zeros_like(b), block_elements), b)
-    ones = torch.ones_like(a), torch.ones_like(b)
-    scaling, sweeps, exact, total = (ones[0], v), 0, False, float(a.double().sum())
-    while True:
-        swept, error = _sweep(kernel, scaling, a, b)
-        ends = torch.stack([error, *(end for part in swept for end in part.aminmax())]).tolist()
-        error, beyond = ends[0] / total, max(*ends[2::2], *(1 / max(end, 1e-300) for end in ends[1::2]))
-        # Rounding of new potentials leaves the columns inexact until the next sweep.
-        if (exact and error <= tolerance) or sweeps == max_sweeps:
-            return kernel, scaling, sweeps, error
-        sweeps += 1
-        if not beyond <= ABSORBED**2:
-            kernel, scaling, exact = _sweep_in_logs(_absorbed(kernel, scaling), a, b), ones, False
-        elif beyond > ABSORBED:
-            kernel, scaling, exact = _absorbed(kernel, swept), ones, False
-        else:
-            scaling, exact = swept, True
-
-
-def _with_exact_columns(kernel: Kernel, b: Tensor) -> tuple[Kernel, Tensor]:
-    """Potentials of the columns and v (m,) with which these sum to ``b``. Of a logarithm of sums, which takes
-    an exponential of each entry, the largest term does: v makes up for the rest, a factor of up to n."""
-    g = kernel.epsilon * (b.log() - kernel.column_maxima() - math.log(len(kernel.f)) / 2)
-    kernel, sums = kernel.moved(kernel.f, g), torch.zeros_like(b)
-    for _, part in kernel.blocks():
-        sums += part.sum(0)
-    return kernel, b / sums
-
-
-def _sweep(kernel: Kernel, scaling: tuple[Tensor, Tensor], a: Tensor,
-           b: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
-    """The next scalings, and the sum of |row sum - a| before."""
-    u, v = scaling
-    products, sums = torch.empty_like(u), torch.zeros_like(v)
-    for block, part in kernel.blocks():
-        # In pieces that a cache holds, so that both products read an entry from memory once.
-        for rows in torch.arange(block.start, block.stop).split(max(1, IN_CACHE // len(v))):
-            piece = slice(int(rows[0]), int(rows[-1]) + 1)
-            entries = part[piece.start - block.start:piece.stop - block.start]
-            products[piece] = entries @ v
-            sums.addmv_(entries.T, a[piece] / products[piece])
-    return (a / products, b / sums), (u * products - a).abs().sum()
-
-
-def _absorbed(kernel: Kernel, scaling: tuple[Tensor, Tensor]) -> Kernel:
-    u, v = scaling
-    return kernel.moved(kernel.f + kernel.epsilon * u.log(), kernel.g + kernel.epsilon * v.log())
-
-
-def _sweep_in_logs(kernel: Kernel, a: Tensor, b: Tensor) -> Kernel:
-    kernel = kernel.moved(kernel.f + kernel.epsilon * (a.log() - kernel.row_logsums()), kernel.g)
-    return kernel.moved(kernel.f, kernel.g + kernel.epsilon * (b.log() - kernel.column_logsums()))

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from recbole_mmdiff.transport._log import SolverLog, ended
-from recbole_mmdiff.transport.cost import Costs, Kernel, balanced, user_costs
+from recbole_mmdiff.transport.cost import Costs, Kernel, user_costs
 from recbole_mmdiff.transport.matching import Matching
+from recbole_mmdiff.transport.sweeps import balanced
 
 GUIDANCE = ("mask", "hard", "none")
 #: epsilon-scaling halves epsilon from above this on

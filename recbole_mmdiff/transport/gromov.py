@@ -4,9 +4,10 @@ import torch
 from torch import Tensor
 
 from recbole_mmdiff.transport._log import SolverLog, ended
-from recbole_mmdiff.transport.cost import Costs, balanced, user_costs
+from recbole_mmdiff.transport.cost import Costs, user_costs
 from recbole_mmdiff.transport.goum import check_counts, check_numbers, checked_links, checked_masses
 from recbole_mmdiff.transport.matching import Matching
+from recbole_mmdiff.transport.sweeps import balanced
 
 #: of the error of each inner problem's marginals to the tolerance
 INNER_TOLERANCE = 0.1

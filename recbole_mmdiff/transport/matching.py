@@ -31,6 +31,23 @@ class Matching:
         self.kernel, self.scaling, self.users = kernel, scaling, users
         self.links, self.fixed, self.masses = links, fixed, masses
 
+    def transposed(self) -> "Matching":
+        """pi^T (m, n): source and target have changed places."""
+        return Matching(self.kernel.transposed(), self.scaling[::-1], self.users[::-1], self.links[::-1],
+                        self.fixed, self.masses[::-1])
+
+    def of_source(self, rows: Tensor) -> "Matching":
+        """The rows (r,) of the plan, distinct, of some source users: (r, m). Its columns sum to less than the
+        masses of the target users."""
+        place = torch.full_like(self.masses[0], -1, dtype=torch.int64)
+        place[rows] = torch.arange(len(rows), device=rows.device)
+        kept, linked = ((place[side] >= 0).nonzero().squeeze(1) for side in (self.users[0], self.links[0]))
+        (own, others), (at_own, at_other) = self.users, self.links
+        return Matching(self.kernel.of_rows(kept), (self.scaling[0][kept], self.scaling[1]),
+                        (place[own[kept]], others), (place[at_own[linked]], at_other[linked]),
+                        None if self.fixed is None else self.fixed[linked],
+                        (self.masses[0][rows], self.masses[1]))
+
     @property
     def epsilon(self) -> float:
         """In the unit of the costs."""

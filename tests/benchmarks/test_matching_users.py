@@ -2,7 +2,8 @@
 
 2,048 users a domain, vectors of length 128 with eight directions that matter, at the paper's epsilon .1. CPU,
 one thread. POT computes by numpy or torch, whichever makes three sweeps faster, gets its matrix of costs for
-nothing, and makes as many sweeps as ours need, so that the errors of both are alike. Both run in turn.
+nothing, and makes as many sweeps as plain ones need for the same error, without looking at it. Both run in
+turn.
 """
 
 import subprocess
@@ -15,12 +16,12 @@ import pytest
 import torch
 from measuring import times_in_turn
 
+from recbole_mmdiff.transport import sweeps
 from recbole_mmdiff.transport.cost import user_costs
 from recbole_mmdiff.transport.goum import match_users
 
 USERS, SIZE, EPSILON, TOLERANCE = 2_048, 128, 0.1, 1e-4
-#: 4.9 and 5.0 beside another process, 5 was the aim; POT's own time differs by a factor of two between runs
-REQUIRED_RATIO = {torch.float64: 1.0, torch.float32: 3.5}
+REQUIRED_RATIO = {torch.float64: 1.0, torch.float32: 5.0}
 LARGE, LIMIT = 50_000, 2 * 2**30
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -52,25 +53,28 @@ def seconds_of_pot(costs):
 
 @pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.float64, marks=pytest.mark.slow)],
                          ids=str)
-def test_faster_than_pot(dtype):
+def test_faster_than_pot(monkeypatch, dtype):
     source, target = draw(USERS, 0, dtype), draw(USERS, 1, dtype)
     costs = user_costs(source, target, "unit").rows(slice(None))
     costs = min(costs, costs.numpy(), key=seconds_of_pot)
     plans = {}
+    with monkeypatch.context() as patch:
+        patch.setattr(sweeps, "WINDOW", 10**9)     # no momentum
+        plain = match_users(source, target, EPSILON, tolerance=TOLERANCE)[1].iterations
 
     def ours():
         plans["ours"], plans["log"] = match_users(source, target, EPSILON, tolerance=TOLERANCE)
 
     def theirs():
-        plans["pot"] = pot(costs, plans["log"].iterations)
+        plans["pot"] = pot(costs, plain)
 
     seconds = times_in_turn(ours, theirs, rounds=1)
     ratio = seconds[1] / seconds[0]
     errors = error(plans["ours"].dense()), error(plans["pot"])
-    print(f"\n{USERS} x {USERS}, {dtype}, {plans['log'].iterations} sweeps: ours {1000 * seconds[0]:.0f} ms, "
-          f"POT by {type(costs).__module__} {1000 * seconds[1]:.0f} ms: {ratio:.1f}x; errors "
+    print(f"\n{USERS} x {USERS}, {dtype}, ours {1000 * seconds[0]:.0f} ms, {plans['log'].iterations} sweeps; "
+          f"POT by {type(costs).__module__} {1000 * seconds[1]:.0f} ms, {plain} sweeps: {ratio:.1f}x; errors "
           f"{errors[0]:.1e} / {errors[1]:.1e}")
-    assert errors[0] <= 1.01 * TOLERANCE and errors[0] <= 1.1 * errors[1]
+    assert errors[0] <= 1.01 * TOLERANCE and errors[1] <= 2 * TOLERANCE
     assert ratio >= REQUIRED_RATIO[dtype]
 
 

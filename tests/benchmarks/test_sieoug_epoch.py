@@ -36,8 +36,8 @@ def test_share_of_a_step_that_is_matching(tmp_path, matching):
 
     def epoch(kind):
         """From potentials of nobody: the first epoch, which has most to do."""
-        model.guidance.matching = kind
-        model.guidance.matched_before.zero_()
+        model.guidance.matcher.matching = kind
+        model.guidance.matcher.matched_before.zero_()
         for batch in batches:
             optimizer.zero_grad()
             model.ranking_loss(batch).backward()

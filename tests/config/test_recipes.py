@@ -24,7 +24,8 @@ COMPARISONS = [*PAPER, *sorted((properties_path() / "compare").glob("*.yaml"))]
 TABLES = {"ccdrec": {"table2", "table3", "figure3", "grids"},
           "diffcdr": {"table2", "table3", "table4", "figure3", "figure4", "grids"},
           "mmdcdr": {"table2", "table3", "sensitivity"},
-          "music": {"table2", "table3", "table4", "sensitivity"}}
+          "music": {"table2", "table3", "table4", "sensitivity"},
+          "sieoug": {"table1", "figure5", "figure7", "figure8"}}
 #: recipes of one domain, by how their names begin
 SINGLE = ("ccdrec", "ml1m_action", "amazon_sports")
 #: paper -> model of the ablation table -> its name in the main one
@@ -47,6 +48,9 @@ ABLATIONS = {
                "w/o cl": {"contrastive_weight": 0.0}},
     "music": {"w/o MLLM": {"modalities": [], "user_modalities": [], "use_ids": True},
               "w/o diffusion": {"use_diffusion": False}, "w/o side": {"use_side_users": False}}}
+#: SIEOUG, sections 4.2 and 4.4
+SIEOUG = {"train_batch_size": 256, "knn_k": 5, "graph_weight": 0.1, "cluster_weight": 0.1, "num_clusters": 15,
+          "num_layers": 3, "embedding_size": 128, "epsilon": 0.1, "guidance_weight": 0.6}
 
 
 @pytest.mark.parametrize("path", RUN_RECIPES, ids=lambda path: path.name)
@@ -131,6 +135,12 @@ def test_recipes_cover_the_tables_of_the_papers():
     ("music_table2", "task3 β=80%", "ranking_labeled.ndcg@20", "DiffCDR", 0.8366),
     ("music_table3", "task2 β=20%", "rating.rmse", "w/o side", 1.0223),
     ("music_table4", "task3 β=50%", "rating.rmse", "MuSiC", 0.9358),
+    ("sieoug_table1", "Clothes with Sports, K_u=10%", "ranking_full.hit@10", "NeuMF", 0.0383),
+    ("sieoug_table1", "Sports with Clothes, K_u=50%", "ranking_full.ndcg@10", "SIEOUG-O", 0.0578),
+    ("sieoug_table1", "Clothes with Home, K_u=90%", "ranking_full.ndcg@10", "SIEOUG-G", 0.0865),
+    ("sieoug_table1", "Home with Clothes, K_u=10%", "ranking_full.hit@10", "DisenCDR", 0.0584),
+    ("sieoug_table1", "Food with Kitchen, K_u=50%", "ranking_full.hit@10", "LGM3Rec", 0.1421),
+    ("sieoug_table1", "Kitchen with Food, K_u=90%", "ranking_full.ndcg@10", "SIEOUG", 0.0659),
 ])
 def test_published_numbers_are_those_of_the_page(name, setting, metric, model, value):
     assert published_values(name)[setting][metric][model] == value
@@ -197,6 +207,33 @@ def test_ablations_of_ccdrec_differ_by_their_schedule(backbone):
     assert models[f"{backbone}+DMA"] == {**whole, "pool_schedule": "none", "num_negatives": 2}
     assert models[f"{backbone}+DMA+NDI"] == {**whole, "pool_schedule": "last"}
     assert Comparison.read("paper/ccdrec_table3.yaml").models[f"CCDRec({backbone})"] == whole
+
+
+@pytest.mark.parametrize("name", ["table1", "figure5", "figure7", "figure8"])
+def test_settings_of_sieoug_are_what_they_are_called(name):
+    """The domain named first is the target, both are of one pair, and K_u is the share of linked users."""
+    for setting, keys in Comparison.read(f"paper/sieoug_{name}.yaml").settings.items():
+        own, other, percent = re.fullmatch(r"(\w+) with (\w+), k_u=(\d+)%", setting.lower()).groups()
+        pairs = [{f"sieoug-{pair}-{domain}" for domain in (own, other)}
+                 for pair in (f"{own}-{other}", f"{other}-{own}")]
+        target, source = (keys[f"{role}_domain"]["dataset"] for role in ("target", "source"))
+        assert {target, source} in pairs and target.endswith(f"-{own}"), setting
+        assert keys["overlap_ratio"] == int(percent) / 100
+
+
+@pytest.mark.parametrize("name", ["table1", "figure7", "figure8"])
+def test_sieoug_has_the_constants_of_its_paper(name):
+    comparison = Comparison.read(f"paper/sieoug_{name}.yaml")
+    config = next(cell_config(cell.keys, cell.files, {}) for cell in comparison.cells()
+                  if cell.model == "SIEOUG")
+    assert {key: config[key] for key in SIEOUG} == SIEOUG
+    assert (config["overlap_mode"], config["split_protocol"]) == ("split", "ratio")
+
+
+def test_ablations_of_sieoug_differ_by_their_matching():
+    models = Comparison.read("paper/sieoug_table1.yaml").models
+    for letter, matching in (("O", "none"), ("M", "links"), ("G", "gromov")):
+        assert models[f"SIEOUG-{letter}"] == {"model": "SIEOUG", **models["SIEOUG"], "matching": matching}
 
 
 @pytest.mark.parametrize("path", sorted((properties_path() / "dataset").glob("*.yaml")),

@@ -28,7 +28,9 @@ PROTOCOLS = ["cold_start_users", "warm_start", "cold_start_items", "ratio"]
 TINY = {"MMDCDR": {"pretrain_epochs": 1, "diffusion_epochs": 1, "hidden_size": 16, "num_evaluations": 6},
         "MuSiC": {"pretrain_epochs": 1, "feature_epochs": 1, "side_epochs": 1, "hidden_size": 16}}
 FEATURES, IDS = {"modalities": ["text", "image"]}, {"modalities": [], "use_ids": True}
+EXPLORED = {"item_exploration": True, "exploration_layers": 2, "knn_k": 4, "num_clusters": 3}
 VARIANTS = [*((model, {}) for model in CROSS_MODELS), ("SSCDR", {"hops": 1}), ("P2M2CDR", FEATURES),
+            ("DisenCDR", EXPLORED),
             ("DiffCDR", {"hidden_activation": "silu", "x_T": "noise"}),
             # As the solver's plan is built faster for fewer steps.
             ("MMDCDR", {"paper": True, "num_steps": 1000}), ("MuSiC", {"paper": True})]

@@ -27,7 +27,7 @@ def by_hand(features, k, present=None):
     found = []
     for row in members:
         alike = {column: rows[row] @ rows[column] / lengths[row] / lengths[column] for column in members}
-        best = sorted(members, key=lambda column: (-alike[column], column))[:k]
+        best = sorted(members, key=lambda column: (column != row, -alike[column], column))[:k]
         found += [(row, column, alike[column]) for column in best]
     return found
 
@@ -56,17 +56,39 @@ def test_each_row_is_its_own_nearest():
 
 
 @pytest.mark.parametrize("k", [1, 3, 20])
-def test_ties_go_to_the_lower_column(k):
+def test_ties_go_to_the_row_itself_and_then_to_the_lower_column(k):
     features = signs(50)
     assert_edges(nearest_neighbours(features, k), by_hand(features, k))
 
 
-def test_equal_rows():
-    """The lowest of many equal rows, for each of them: the candidates are more than k."""
-    features = draw(1, 6).repeat(30, 1)
-    edges = nearest_neighbours(features, 4)
-    assert edges.columns.view(30, 4).tolist() == [[0, 1, 2, 3]] * 30
+@pytest.mark.parametrize("n", [30, 300])
+@pytest.mark.parametrize("k", [1, 4])
+def test_equal_rows(n, k):
+    """Each row itself and the lowest of the others: the candidates are more than k, and than are kept."""
+    edges = nearest_neighbours(draw(1, 6).repeat(n, 1), k)
+    assert edges.columns.view(n, k).tolist() == [
+        [row, *(column for column in range(k) if column != row)][:k] for row in range(n)]
     assert len(edges.values.unique()) == 1
+
+
+@pytest.mark.parametrize("block_elements", [1, 1000, 2**24])
+@pytest.mark.parametrize("k", [1, 3, 90, 160])
+def test_groups_of_equal_rows(k, block_elements):
+    """Two groups, one larger than the candidates that are kept of it, among rows of their own; k is below
+    either group, and above."""
+    kinds = draw(2, 5)
+    features = draw(250, 5, seed=2)
+    features[:240:2], features[1:100:2] = kinds[0], kinds[1]
+    assert_edges(nearest_neighbours(features, k, block_elements=block_elements), by_hand(features, k))
+
+
+@pytest.mark.parametrize("k", [1, 2, 5, 100])
+def test_no_row_loses_itself_by_rounding(k):
+    """The unit vectors of parallel rows differ in their last bits, by which some are nearer to others."""
+    features = draw(1, 6) * torch.linspace(0.1, 9, 200)[:, None]
+    rows, columns, values = (part.view(200, k) for part in nearest_neighbours(features, k))
+    assert torch.equal(columns[:, 0], rows[:, 0]) and (columns[:, 1:] != rows[:, 1:]).all()
+    assert (values[:, 2:] <= values[:, 1:-1]).all()
 
 
 @pytest.mark.parametrize("features", [
@@ -85,7 +107,8 @@ def test_any_block_size_gives_the_same_bits(features):
 
 def test_sorted_by_row_and_falling_similarity():
     rows, columns, values = nearest_neighbours(signs(40), 9)
-    keys = list(zip(rows.tolist(), (-values).tolist(), columns.tolist(), strict=True))
+    keys = list(zip(rows.tolist(), (-values).tolist(), (columns != rows).tolist(), columns.tolist(),
+                    strict=True))
     assert keys == sorted(keys)
 
 
@@ -217,13 +240,10 @@ def test_neighbours_stay_on_the_gpu():
 
 @pytest.mark.parametrize("block_elements", [600, 2**24])
 def test_hundreds_of_equal_rows(block_elements):
-    """As features of few categories have them: the first of the equal rows are the neighbours, and there is
-    no work for all pairs of them."""
-    draw = torch.Generator().manual_seed(1)
-    kinds = torch.randn(3, 16, generator=draw)
-    features = kinds[torch.arange(600) % 3]
-    features[:5] = torch.randn(5, 16, generator=draw)
+    """As features of few categories have them: a row itself and the first of its equals are neighbours."""
+    features = draw(3, 16)[torch.arange(600) % 3]
+    features[:5] = draw(5, 16, seed=1)
     edges = nearest_neighbours(features, 4, block_elements=block_elements)
     for row in (5, 300, 599):
-        expected = [number for number in range(5, 600) if number % 3 == row % 3][:4]
-        assert edges.columns[edges.rows == row].tolist() == expected
+        equal = [number for number in range(5, 600) if number % 3 == row % 3 and number != row]
+        assert edges.columns[edges.rows == row].tolist() == [row, *equal[:3]]

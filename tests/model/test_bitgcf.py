@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 from contract import ModelContract
+from exploration_by_hand import EXPLORED, joined_by_hand
 from recbole.data.interaction import Interaction
-from running import positive_pairs, slope
+from running import positive_pairs, run_keys, slope
 
 from recbole_mmdiff.config import Config
 from recbole_mmdiff.data.loaders import stage_loader
@@ -25,15 +26,28 @@ class TestBiTGCF(ModelContract):
     accurate_keys = {"epochs": 30, "learning_rate": 0.02, "reg_weight": 0.1, "eval_step": 0}
 
 
+class TestBiTGCFWithItemExploration(TestBiTGCF):
+    """Items of two modalities, many without an image."""
+
+    featured = True
+
+    @pytest.fixture(scope="class", autouse=True)
+    def features(self, content):
+        type(self).keys = {**TestBiTGCF.keys, **EXPLORED, "data_path": content("few")}
+
+
 @pytest.fixture(scope="module")
 def built(tiny_config):
-    """``built(**keys)``: an untrained model in float64, a batch of both domains, and the data."""
+    """``built(**keys)``: an untrained model in float64, a batch of both domains, and the data; what explores
+    items has drawn weights."""
 
     def build(**keys):
         config = Config(config_dict=tiny_config("BiTGCF", **{**KEYS, **keys}))
         train = prepare_parts(config).train
         torch.manual_seed(3)
         model = BiTGCF(config, train).double()
+        for parameter in model.explorations.parameters():
+            torch.nn.init.normal_(parameter, std=0.6)
         return model, next(iter(stage_loader(config, train, "both", 9, seed=5))), train
 
     return build
@@ -93,17 +107,32 @@ def vectors_by_hand(model, train, transfer_start, layers):
 def test_propagation_and_transfer_by_hand(transfer_start, layers, built):
     model, _, train = built(transfer_start=transfer_start, layers=layers)
     expected = vectors_by_hand(model, train, transfer_start, layers)
-    for name, found in model.all_vectors().items():
-        for mine, theirs in zip(found, expected[name], strict=True):
+    for name, found in model.scoring_vectors().items():
+        for mine, theirs in zip(found[:2], expected[name], strict=True):
             np.testing.assert_allclose(mine.detach(), theirs, atol=1e-6)
 
 
+@pytest.mark.parametrize("layers", ["concat", "mean"])
+@pytest.mark.parametrize("missing", ["", "few"])
+def test_explored_items_by_hand(layers, missing, built, content):
+    """At the width of the joined layers; users stay."""
+    model, _, train = built(layers=layers, data_path=content(missing), **EXPLORED)
+    expected = vectors_by_hand(model, train, True, layers)
+    for name, found in model.scoring_vectors().items():
+        users, items = expected[name]
+        np.testing.assert_allclose(found.users.detach(), users, atol=1e-6)
+        np.testing.assert_allclose(found.items.detach(), joined_by_hand(model.explorations[name], items),
+                                   atol=1e-6)
+
+
 @pytest.mark.parametrize("negatives", [1, 2])
-def test_loss_by_hand(negatives, built):
-    model, batch, _ = built(train_neg_ratio=negatives)
+@pytest.mark.parametrize("explored", [False, True])
+def test_loss_by_hand(negatives, explored, built, content):
+    model, batch, _ = built(train_neg_ratio=negatives, data_path=content(""),
+                            **(EXPLORED if explored else {}))
     expected = 0.0
     for name, prefix in (("target", ""), ("source", "source_")):
-        users, items = (part.detach().numpy() for part in model.all_vectors()[name])
+        users, items = (part.detach().numpy() for part in model.scoring_vectors()[name][:2])
         table = model.tables[name].weight.detach().numpy()
         terms, of_users, of_items = [], [], []
         for user, item, sampled in zip(
@@ -118,8 +147,9 @@ def test_loss_by_hand(negatives, built):
 
 
 @pytest.mark.parametrize("layers", ["concat", "mean"])
-def test_gradient_against_finite_differences(layers, built):
-    model, batch, _ = built(layers=layers)
+@pytest.mark.parametrize("explored", [False, True])
+def test_gradient_against_finite_differences(layers, explored, built, content):
+    model, batch, _ = built(layers=layers, data_path=content(""), **(EXPLORED if explored else {}))
     model.ranking_loss(batch).backward()
     for name, prefix in (("target", ""), ("source", "source_")):
         weight = model.tables[name].weight
@@ -129,6 +159,11 @@ def test_gradient_against_finite_differences(layers, built):
             with torch.no_grad():
                 expected = slope(lambda: model.ranking_loss(batch).item(), weight, place, step=1e-6)
             assert weight.grad[place].item() == pytest.approx(expected, rel=1e-5, abs=1e-9)
+    for parameter in model.explorations.parameters():
+        place = (0, 1)
+        with torch.no_grad():
+            expected = slope(lambda: model.ranking_loss(batch).item(), parameter, place, step=1e-6)
+        assert expected and parameter.grad[place].item() == pytest.approx(expected, rel=1e-5, abs=1e-9)
 
 
 def test_nothing_untrained_speaks_for_a_cold_user(built):
@@ -150,13 +185,14 @@ def test_nothing_untrained_speaks_for_a_cold_user(built):
 
 def test_one_propagation_for_a_whole_evaluation(built, monkeypatch):
     model = built()[0]
-    count, real = [], model.all_vectors
-    monkeypatch.setattr(model, "all_vectors", lambda: count.append(1) or real())
+    count, real = [], model.scoring_vectors
+    monkeypatch.setattr(model, "scoring_vectors", lambda: count.append(1) or real())
     model.eval()
     users = Interaction({"user_id": torch.arange(1, 5)})
     first = model.full_sort_predict(users)
     model.full_sort_predict(users)
     model.predict(Interaction({"user_id": torch.tensor([1]), "item_id": torch.tensor([1])}))
+    model.vectors_of("source")
     assert len(count) == 1
     state = {name: value.clone() + 0.5 for name, value in model.state_dict().items()}
     model.load_state_dict(state)
@@ -171,6 +207,19 @@ def test_one_propagation_for_a_whole_evaluation(built, monkeypatch):
 
 def test_the_state_holds_tables_only(built):
     assert set(built()[0].state_dict()) == {"tables.target.weight", "tables.source.weight"}
+
+
+def test_both_domains_are_evaluated(tiny_config, tmp_path):
+    """The source by what the graph and transfer say of its users and items."""
+    made = run_keys(tiny_config("BiTGCF", **KEYS, epochs=1, split_protocol="ratio",
+                                eval_passes=["ranking_full"]), tmp_path / "run")
+    assert set(made.metrics["test"]) == {"ranking_full", "source_ranking_full"}
+    model = made.model.eval()
+    expected = vectors_by_hand(model, made.parts.train, True, "concat")
+    for name in ("target", "source"):
+        found = model.vectors_of(name)
+        for mine, theirs in zip(found[:2], expected[name], strict=True):
+            np.testing.assert_allclose(mine, theirs, atol=1e-5)
 
 
 def test_it_needs_negatives(built):

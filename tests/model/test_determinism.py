@@ -21,6 +21,7 @@ ROWS, TIMES = 4096, 3
 VARIANTS = [*((model, {}) for model in FINETUNED_MODELS if model != "Bias"),
             ("SSCDR", {"hops": 1}), ("SSCDR", {"item_points": "factors"}), ("CMF", {"finetune_items": True}),
             ("P2M2CDR", {"train_neg_ratio": 1}), ("BiTGCF", {"layers": "mean"}),
+            ("BiTGCF", {"item_exploration": True, "num_clusters": 3}),
             ("CoNet", {"cross_sparsity": 0.1, "train_neg_ratio": 3})]
 
 
@@ -56,9 +57,9 @@ def gradients(model, stage, loss_of, batch, state):
 
 
 @pytest.mark.parametrize(("model", "keys"), VARIANTS, ids=str)
-def test_the_same_batch_gives_the_same_gradient(model, keys, tiny_config):
-    keys = {**contract_of(model).keys, "embedding_size": 32, "split_protocol": "warm_start",
-            "finetune_epochs": 1, **keys}
+def test_the_same_batch_gives_the_same_gradient(model, keys, tiny_config, content):
+    keys = {**contract_of(model).keys, "embedding_size": 32, "data_path": content(""),
+            "split_protocol": "warm_start", "finetune_epochs": 1, **keys}
     config = Config(config_dict=tiny_config(model, **keys))
     init_seed(config["seed"], config["reproducibility"])
     parts = prepare_parts(config)

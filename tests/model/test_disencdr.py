@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from contract import ModelContract
+from exploration_by_hand import EXPLORED, joined_by_hand
 from recbole.data.interaction import Interaction
 from running import positive_pairs, run_keys
 
@@ -25,6 +26,16 @@ class TestDisenCDR(ModelContract):
                      "eval_step": 0}
 
 
+class TestDisenCDRWithItemExploration(TestDisenCDR):
+    """Items of two modalities, many without an image."""
+
+    featured = True
+
+    @pytest.fixture(scope="class", autouse=True)
+    def features(self, content):
+        type(self).keys = {**TestDisenCDR.keys, **EXPLORED, "data_path": content("few")}
+
+
 @pytest.fixture(scope="module")
 def built(tiny_config):
     """``built(**keys)``: a model with drawn weights in float64, a batch of both domains, and the data."""
@@ -42,6 +53,12 @@ def built(tiny_config):
         return model, next(iter(stage_loader(config, train, "both", 9, seed=5))), train
 
     return build
+
+
+@pytest.fixture(scope="module")
+def exploring(content):
+    """``exploring(missing)``: the keys of item exploration where some features are missing; of None none."""
+    return lambda missing: {} if missing is None else {**EXPLORED, "data_path": content(missing)}
 
 
 def leaky(values):
@@ -79,8 +96,10 @@ def parts_by_hand(model, train):
         items = weights[f"{prefix}.item_embedding.weight"]
         by_users = leaky(mean_of(rows, items, domain.user_num) @ weights[f"{prefix}.item_layer.weight"].T)
         told_items = mean_of(turned, by_users, domain.item_num)
-        found[name] = (head_by_hand(weights, f"{prefix}.user_head", told, start),
-                       head_by_hand(weights, f"{prefix}.item_head", told_items, items))
+        mean, deviation = head_by_hand(weights, f"{prefix}.item_head", told_items, items)
+        if model.explorations:
+            mean = joined_by_hand(model.explorations[name], mean)
+        found[name] = head_by_hand(weights, f"{prefix}.user_head", told, start), (mean, deviation)
         told_of[name], start_of[name] = told, start
     linked = train.num_overlap + 1
     total = np.maximum(sum(part[:linked] for part in counts.values()), 1)
@@ -137,22 +156,25 @@ def loss_by_hand(model, batch, train):
     return total
 
 
-def test_loss_by_hand(built):
-    model, batch, train = built()
+@pytest.mark.parametrize("missing", [None, "", "few"])
+def test_loss_by_hand(built, exploring, missing):
+    model, batch, train = built(**exploring(missing))
     assert model.ranking_loss(batch).item() == pytest.approx(loss_by_hand(model, batch, train), rel=1e-6)
 
 
-def test_everything_learns(built):
-    model, batch, _ = built()
+@pytest.mark.parametrize("missing", [None, ""])
+def test_everything_learns(built, exploring, missing):
+    model, batch, _ = built(**exploring(missing))
     model.ranking_loss(batch).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.any(), name
 
 
 @pytest.mark.parametrize("split", ["cold_start_users", "ratio"])
-def test_scores_by_hand(built, split):
+@pytest.mark.parametrize("missing", [None, "few"])
+def test_scores_by_hand(built, exploring, split, missing):
     """By the means; a linked user's shared part counts in both domains."""
-    model, _, train = built(split_protocol=split)
+    model, _, train = built(split_protocol=split, **exploring(missing))
     found, shared = parts_by_hand(model, train)
     model.eval()
     for name in ("target", "source"):

@@ -78,9 +78,10 @@ def item_graph_by_hand(model, knn_k):
         members = [item for item in range(count) if present[item] and lengths[item] > 0]
         found = {}
         for item in members:
-            alike = [(-round(values[item] @ values[other] / lengths[item] / lengths[other], 6), other)
+            alike = [(other != item,
+                      -round(values[item] @ values[other] / lengths[item] / lengths[other], 6), other)
                      for other in members]
-            found[item] = [other for _, other in sorted(alike)[:knn_k]]
+            found[item] = [other for *_, other in sorted(alike)[:knn_k]]
         parts.append(found)
     for item in range(count):
         total = sum(weight for weight, found in zip(weights, parts, strict=True) if item in found)

@@ -63,7 +63,7 @@ def test_the_loss_is_the_sum_of_both_backbones_and_of_the_matching(built, backbo
         single.before_epoch(1)
         users[name], tables[name] = rows["user_id"], single.representations().users
     guidance = model.guidance_loss(users, tables, batch["sample_id"])
-    model.guidance.matched_before.zero_()
+    model.guidance.matcher.matched_before.zero_()
     torch.testing.assert_close(model.ranking_loss(batch), alone + 0.7 * guidance)
     assert guidance > 0
 

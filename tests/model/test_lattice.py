@@ -54,7 +54,7 @@ def neighbours_by_hand(values, members, knn_k):
         cosines = {other: values[item] @ values[other]
                    / np.sqrt((values[item] @ values[item]) * (values[other] @ values[other]))
                    for other in members}
-        order = sorted(cosines, key=lambda other: (-round(cosines[other], 6), other))[:knn_k]
+        order = sorted(cosines, key=lambda other: (other != item, -round(cosines[other], 6), other))[:knn_k]
         found[item] = [(other, cosines[other]) for other in order]
     return found
 

@@ -15,7 +15,9 @@ from recbole_mmdiff.data.preparation import prepare_parts
 from recbole_mmdiff.errors import ConfigError
 from recbole_mmdiff.evaluator import DualEvaluator, make_evaluator
 from recbole_mmdiff.model.sieoug import SIEOUG
-from recbole_mmdiff.model.user_guidance import MATCHINGS, UserGuidance
+from recbole_mmdiff.model.user_guidance import UserGuidance
+from recbole_mmdiff.model.user_matching import MATCHINGS, UserMatching, shared_places
+from recbole_mmdiff.transport import match_users
 
 SMALL = {"embedding_size": 8, "num_layers": 2, "num_clusters": 3, "knn_k": 4, "train_batch_size": 128}
 RATIO = {"split_protocol": "ratio", "eval_passes": ["ranking_full"]}
@@ -37,14 +39,14 @@ class TestSIEOUG(ModelContract):
 
 
 class TestSIEOUGWithFewImages(TestSIEOUG):
-    """Most items lack an image; linked users stand together."""
+    """Most items lack an image; all users are matched at once, and linked ones stand together."""
 
     missing = "few"
 
     @pytest.fixture(scope="class", autouse=True)
     def features(self, content):
         type(self).keys = {**SMALL, "modalities": ["text", "image"], "data_path": content(self.missing),
-                           "guidance": "hard"}
+                           "guidance": "hard", "matching_scope": "epoch"}
 
 
 @pytest.fixture(scope="module")
@@ -182,18 +184,56 @@ def test_loss_across_domains_by_hand(built, matching):
                                   torch.zeros(model.num_linked + 1), known_of(model))
     tables = [model.domains[name].representations().users for name in ("source", "target")]
     vectors = tuple(table[ids] for table, ids in zip(tables, users, strict=True))
-    links = list(zip(*(place.tolist() for place in model.guidance.links(*users)), strict=True))
+    links = list(zip(*(place.tolist() for place in shared_places(*users, model.num_linked)), strict=True))
     assert len(links) > 3 and all(users[0][s] == users[1][t] for s, t in links)
-    plans, plan = [], model.guidance.plan
-    model.guidance.plan = lambda halves: plans.append(plan(halves)) or plans[-1]
-    found = model.guidance(users, vectors)
+    plans, plan = [], model.guidance.matcher.plan
+    model.guidance.matcher.plan = lambda halves: plans.append(plan(halves)) or plans[-1]
+    found = model.guidance(users, tuple(tables))
+    assert model.guidance.linked_counts == [len(links)]
     expected = guidance_by_hand(numbers(plans[0]), *(unit(numbers(part)) for part in vectors), links, 0.5)
     assert found.item() == pytest.approx(expected, rel=1e-6)
     rest = sum(model.domains[name].contrastive_loss(batch[prefix + "user_id"], batch[prefix + "item_id"],
                                                     model.domains[name].representations(), 0.5)
                for name, prefix in (("target", ""), ("source", "source_")))
-    model.guidance.matched_before.zero_()
+    model.guidance.matcher.matched_before.zero_()
     assert model.ranking_loss(batch).item() == pytest.approx(rest.item() + 0.7 * expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("guidance", ["mask", "hard", "none"])
+def test_loss_across_domains_where_all_users_are_matched_at_once(built, guidance):
+    """Partners are of the whole other domain, by vectors of before the epoch; negatives of the batch."""
+    model, batch, _ = built(matching_scope="epoch", guidance=guidance, guidance_temperature=0.5)
+    tables = [model.domains[name].representations().users for name in ("source", "target")]
+    everyone = [known.nonzero().squeeze(1) for known in known_of(model)]
+    halves = [unit(numbers(table[ids])) for table, ids in zip(tables, everyone, strict=True)]
+    plan = match_users(*(torch.as_tensor(half) for half in halves), model.guidance.matcher.epsilon,
+                       links=shared_places(*everyone, model.num_linked), guidance=guidance,
+                       tolerance=model.guidance.matcher.tolerance)[0].dense().numpy()
+    model.before_epoch(1)
+    with torch.no_grad():       # Vectors move on within the epoch; the plan stays.
+        for name in ("source", "target"):
+            model.domains[name].user_embedding.weight += 0.1
+    tables = [model.domains[name].representations().users for name in ("source", "target")]
+    users = model.guidance.halves(batch["source_user_id"], batch["user_id"],
+                                  torch.zeros(model.num_linked + 1), known_of(model))
+    assert any(len(part) < len(ids) for part, ids in zip(users, everyone, strict=True))
+    total = 0.0
+    for side, matrix in ((0, plan), (1, plan.T)):
+        own, others = (unit(numbers(tables[place])) for place in (side, 1 - side))
+        batch_others, losses = users[1 - side].tolist(), []
+        for user in users[side].tolist():
+            row = matrix[everyone[side].tolist().index(user)]
+            matched = unit(row @ others[everyone[1 - side]])
+            best = int(everyone[1 - side][row.argmax()])
+            linked = user if user <= model.num_linked else None
+            negatives = [other for other in batch_others if other not in (linked, best)]
+            losses.append(np.log(sum(np.exp(own[user] @ others[other] / 0.5) for other in negatives))
+                          - own[user] @ matched / 0.5)
+        total += np.mean(losses)
+    found = model.guidance(users, tuple(tables))
+    assert found.item() == pytest.approx(total, rel=1e-6)
+    found.backward()
+    assert all(model.domains[name].user_embedding.weight.grad.any() for name in ("source", "target"))
 
 
 @pytest.mark.parametrize(("keys", "reached"), [({}, True), ({"matching": "none"}, False),
@@ -206,7 +246,7 @@ def test_variant_o_learns_apart(built, keys, reached):
     gradients = [value.grad.clone() for value in model.domains["target"].parameters()]
     model.zero_grad()
     torch.nn.init.normal_(model.domains["source"].user_embedding.weight)
-    model.guidance.matched_before.zero_()
+    model.guidance.matcher.matched_before.zero_()
     model.ranking_loss(batch).backward()
     same = all(torch.equal(before, value.grad) for before, value
                in zip(gradients, model.domains["target"].parameters(), strict=True))
@@ -231,7 +271,7 @@ def test_linked_users_are_in_both_halves(built, guidance):
         assert set(found.tolist()) == own[name] | joining
         assert joining - own[name], "nobody joins"
     assert stranger in source and (stranger in target) == (stranger in own["target"])
-    links = model.guidance.links(source, target)
+    links = shared_places(source, target, model.num_linked)
     assert len(links[0]) == len({user for user in source.tolist() if user <= model.num_linked}
                                 & set(target.tolist()))
     none = model.guidance.halves(batch["source_user_id"], batch["user_id"], uniforms + 0.5, known)
@@ -336,6 +376,8 @@ def test_source_rows_of_the_test_reach_nothing(tiny_config, content, tmp_path):
 @pytest.mark.parametrize(("key", "value", "message"), [
     ("matching", "nearest", "matching: 'nearest' is not known, use one of"),
     ("guidance", "soft", "guidance: 'soft' is not known"),
+    ("matching_scope", "run", "matching_scope: 'run' is not known"),
+    ("matching_tolerance", 0, "matching_tolerance: 0 is too small"),
     ("epsilon", 0, "epsilon: 0 is too small"),
     ("train_neg_ratio", 1, "train_neg_ratio: SIEOUG reads no such negatives"),
     ("linked_share", 2, "linked_share: 2 is no share"),
@@ -349,18 +391,34 @@ def test_bad_keys(built, key, value, message):
         model.ranking_loss(batch)
 
 
+@pytest.mark.parametrize("matching", ["links", "gromov"])
+def test_what_is_matched_batch_by_batch_alone(built, matching):
+    with pytest.raises(ConfigError, match="matching_scope: epoch is for matching: transport"):
+        built(matching=matching, matching_scope="epoch")
+
+
+@pytest.mark.parametrize("keys", [{}, {"matching_scope": "epoch"}, {"matching": "links"}], ids=str)
+def test_weights_that_are_lost_end_in_advice(tiny_config, content, tmp_path, keys):
+    """Also where the matching is the first to find it out."""
+    keys = {**SMALL, **RATIO, "data_path": content(""), "learning_rate": 1e30, **keys}
+    keys = tiny_config("SIEOUG", **keys)
+    with pytest.raises(ValueError, match=r"in epoch [01].*; lower learning_rate, or set clip_grad_norm"):
+        run_keys(keys, tmp_path, console=False)
+
+
 def test_a_guidance_without_linked_users():
     """Two domains with nobody in common are matched all the same."""
-    guidance = UserGuidance(0, 9, matching="transport", guidance="mask", epsilon=0.1, temperature=1.0,
-                            linked_share=1.0, cost_scale="unit")
-    users = torch.arange(1, 5), torch.arange(1, 4)
+    matcher = UserMatching(9, matching="transport", scope="batch", guidance="mask", epsilon=0.1,
+                           cost_scale="unit", tolerance=1e-4)
+    guidance = UserGuidance(matcher, 0, temperature=1.0, linked_share=1.0)
+    users = torch.arange(1, 5), torch.arange(5, 8)
     draw = torch.Generator().manual_seed(1)
-    vectors = tuple(torch.randn(len(ids), 3, generator=draw, requires_grad=True) for ids in users)
-    links = guidance.links(users[0] + 100, users[1])
-    assert not len(links[0])
-    loss = guidance((users[0], users[1] + 4), vectors)
+    tables = tuple(torch.randn(9, 3, generator=draw, requires_grad=True) for _ in users)
+    loss = guidance(users, tables)
     loss.backward()
-    assert torch.isfinite(loss) and all(part.grad.any() for part in vectors)
+    assert torch.isfinite(loss)
+    assert all(table.grad[ids].any() for table, ids in zip(tables, users, strict=True))
+    assert guidance.linked_counts == [0]
 
 
 def test_one_row_is_no_problem(built):
