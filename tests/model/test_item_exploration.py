@@ -53,21 +53,34 @@ def vectors_of(model):
 # ---- the module ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model", MODELS)
-def test_item_graph_by_hand(made, content, model):
-    """Of one modality: each item's nearest by cosine, itself among them, divided by the degrees."""
-    built, _, train = made(model, **{**EXPLORED, "modalities": ["text"], "knn_k": 3})
+@pytest.mark.parametrize("model", ["BiTGCF", "SIEOUG"])
+@pytest.mark.parametrize(("modalities", "missing"), [(["text"], ""), (["text", "image"], ""),
+                                                     (["text", "image"], "few")])
+def test_item_graph_by_hand(made, content, model, modalities, missing):
+    """Out of the files: in each modality an item's nearest by cosine, itself among them; of a pair the share
+    of the modalities that both have (RISGF of two is their mean); divided by the roots of the degrees."""
+    folder = content(missing)
+    keys = EXPLORED if model == "BiTGCF" else {"num_clusters": 3, "num_layers": 2}
+    built, _, train = made(model, folder, **{**keys, "modalities": modalities, "knn_k": 3})
+    explorations = built.explorations if model == "BiTGCF" else {
+        name: domain.exploration for name, domain in built.domains.items()}
     for name, domain, part in (("target", "tgt", train), ("source", "src", train.source)):
-        file = FeatureFile.open(content("") / domain, domain, "text")
-        rows = dict(zip(file.tokens, np.asarray(file.matrix, np.float64), strict=True))
-        unit = {item: rows[token] / np.linalg.norm(rows[token])
-                for item, token in enumerate(part.field2id_token["item_id"]) if item}
-        graph = np.zeros((part.item_num,) * 2)
-        for item, vector in unit.items():
-            nearest = sorted(unit, key=lambda other: (other != item, -(vector @ unit[other])))
-            graph[item, nearest[:3]] = 1 / 3
-        np.testing.assert_allclose(built.explorations[name].item_graph.to_dense(), graph, atol=1e-6)
-        assert built.explorations[name].gamma.shape == (part.item_num, 3)
+        count, found = part.item_num, explorations[name]
+        near, both = np.zeros((2, count, count))
+        for modality in modalities:
+            file = FeatureFile.open(folder / domain, domain, modality)
+            rows = dict(zip(file.tokens, np.asarray(file.matrix, np.float64), strict=True))
+            unit = {item: rows[token] / np.linalg.norm(rows[token])
+                    for item, token in enumerate(part.field2id_token["item_id"]) if token in rows}
+            for item, vector in unit.items():
+                nearest = sorted(unit, key=lambda other: (other != item, -(vector @ unit[other])))[:3]
+                near[item, nearest] += 1
+                both[item, list(unit)] += 1
+        fused = near / np.maximum(both, 1)
+        degrees = np.maximum(fused.sum(1), 1e-9)
+        np.testing.assert_allclose(found.item_graph.to_dense(), fused / np.sqrt(degrees[:, None] * degrees),
+                                   atol=1e-6)
+        assert found.gamma.shape == (count, 3)
 
 
 @pytest.mark.parametrize(("model", "keys", "width"), [
