@@ -7,7 +7,14 @@ import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether ``name`` is that of a file or folder on every system: it leads to no other folder or
+    drive, and holds no NUL."""
+    return name not in ("", "..") and "\0" not in name \
+        and PurePosixPath(name).name == PureWindowsPath(name).name == name
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from recbole_mmdiff.config.evaluation import separate_metrics, settle_evaluation
 from recbole_mmdiff.config.keys import check_known, check_types, model_keys, recbole_keys
 from recbole_mmdiff.config.sources import Loader, merge, parse_value, read_yaml
 from recbole_mmdiff.errors import ConfigError
-from recbole_mmdiff.files import write_atomically
+from recbole_mmdiff.files import is_plain_name, write_atomically
 from recbole_mmdiff.model.registry import get_model
 
 DOMAINS = ("source_domain", "target_domain")
@@ -98,6 +98,7 @@ class Config(RecBoleConfig):
             named = [str(block["dataset"]) for block in blocks
                      if isinstance(block, dict) and "dataset" in block]
             dataset = "-".join(named) or "ml100k-pair"
+        self._check_name("dataset", dataset)
         return model_class.__name__, model_class, str(dataset)
 
     def _load_internal_config_dict(self, model, model_class, dataset):
@@ -140,7 +141,15 @@ class Config(RecBoleConfig):
         if not isinstance(block, dict) or "dataset" not in block:
             raise ConfigError(f"{origin}: {domain}: needs a mapping with the key 'dataset', "
                               f"not {block!r}")
+        self._check_name(f"{origin}: {domain}: dataset", block["dataset"])
         check_known(block, known, dict.fromkeys(block, f"{origin}: {domain}"), self.model)
+
+    @staticmethod
+    def _check_name(where: str, dataset) -> None:
+        """Files and run folders are named after data sets, and must not lie elsewhere for it."""
+        if not is_plain_name(str(dataset)):
+            raise ConfigError(f"{where}: {dataset!r} is no name of a folder; write the name alone, and the "
+                              f"folder that holds it as data_path")
 
     def _refuse_other_fields(self, domain: str, final: dict) -> None:
         """Models and metrics read both domains by the same names of columns."""

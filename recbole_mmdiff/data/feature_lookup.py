@@ -9,6 +9,7 @@ from pathlib import Path
 
 from recbole_mmdiff.data.feature_files import FeatureError
 from recbole_mmdiff.data.text_form import is_text_form
+from recbole_mmdiff.files import is_plain_name
 
 ATOMIC = ("inter", "item", "user", "kg", "link", "net")     # RecBole's own suffixes
 SUFFIXES = ("npy", "tokens", "json")
@@ -20,7 +21,7 @@ def feature_path(folder: str | Path, dataset: str, modality: str, suffix: str) -
         raise FeatureError(
             f"modality {modality!r} is not a usable name; use letters, digits, '_' and '-'"
         )
-    if dataset in ("", "..") or dataset != Path(dataset).name:
+    if not is_plain_name(dataset):
         raise FeatureError(
             f"dataset {dataset!r} is not a usable name; it must be a plain file name"
         )
