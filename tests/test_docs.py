@@ -9,6 +9,7 @@ import pytest
 
 from recbole_mmdiff.compare.plan import Comparison
 from recbole_mmdiff.config.sources import properties_path
+from recbole_mmdiff.model.registry import MODELS
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -74,3 +75,9 @@ def test_every_file_of_a_paper_is_named_with_its_presets():
         (row,) = [row for row in rows if f"`{paper}_" in row]
         assert f"`{path.stem}`" in row or f"`_{part}`" in row
         assert Comparison.read(path).seeds
+
+
+def test_models_of_the_readme_lead_to_their_pages():
+    text = PAGES[0].read_text(encoding="utf-8")
+    for model in MODELS:
+        assert f"| [{model}](docs/models/{model}.md) |" in text
