@@ -1,6 +1,6 @@
 """Write docs/models: a page for every registered model, out of its class and its properties.
 
-    python docs/make_model_pages.py
+    python -m docs.make_model_pages
 
 A page is the docstring and the citation of the class, what its attributes say of its kind, and the keys of
 ``properties/model/<Model>.yaml`` with their defaults and comments. A test compares the pages with what this

@@ -32,7 +32,7 @@ def test_pages_are_what_the_script_writes(script):
     written = script.pages()
     assert set(written) == {path.name for path in (DOCS / "models").iterdir()}
     old = [name for name, text in written.items() if saved(Path(name).stem) != text]
-    assert not old, "run python docs/make_model_pages.py"
+    assert not old, "run python -m docs.make_model_pages"
 
 
 @pytest.mark.parametrize("model", MODELS)
