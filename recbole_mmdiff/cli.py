@@ -12,13 +12,14 @@ Train, evaluate and compare recommenders of RecBole and recbole_mmdiff.
   run       train and evaluate one model (the default command)
   compare   run the models, settings and seeds of a comparison file (--config), and write its report
   report    write the tables, tests and pictures of a store of compare: report STORE
+  recommend top-K items of a finished run, to a file: recommend RUN --users=cold --output=FILE.csv
   prepare   raw data, images and encoders to data sets and features: prepare --help
   check     print what the data of a configuration hold
   doctor    print versions, active patches, the device, and what is missing
 
 Every configuration key can be given as --key=value, nested ones as --source_domain.dataset=value.
 """
-COMMANDS = ("run", "compare", "report", "prepare", "check", "doctor")
+COMMANDS = ("run", "compare", "report", "recommend", "prepare", "check", "doctor")
 
 
 def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -34,7 +35,8 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
         prog="recbole-mmdiff", description=DESCRIPTION, allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--output", metavar="DIR", help="run folder, results store, or folder of the report")
+    add("--output", metavar="PATH", help="run folder, results store, folder of the report, or file of "
+        "recommendations (.csv, .jsonl, .parquet)")
     if command in ("run", "check", "compare", "doctor"):
         add("--config", action="append", default=[], metavar="FILE",
             help="a YAML file; may be given several times, the last one wins")
@@ -49,6 +51,8 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
         add("--gpus", type=int, default=0, metavar="N", help="GPUs of this machine, cells in turn")
     if command == "report":
         add("store", metavar="STORE", help="the results store that compare wrote")
+    if command == "recommend":
+        _add_recommend(add)
     if command in ("compare", "report"):
         add("--rows", default="settings", help="rows of the tables: settings or models")
         add("--ours", metavar="A,B", help="the models that are held against the best of the others")
@@ -57,6 +61,17 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     options, rest = parser.parse_known_args(words)
     options.command = command
     return options, rest
+
+
+def _add_recommend(add) -> None:
+    add("run", metavar="RUN", help="the folder of a finished run, or a copy of it")
+    add("--users", metavar="WHO", help="cold, all, a file with one token a line, or tokens: A,B")
+    add("--new-users", metavar="FILE", help="what users outside of the training rated in the source domain: "
+        "an atomic file, or .csv")
+    add("-k", type=int, default=10, metavar="K", help="items for each user")
+    add("--seen", default="train", help="rows whose items are left out: train, valid (and train) or all")
+    add("--skip-unknown", action="store_true", help="leave out users of whom nothing is known")
+    add("--device", help="cpu, cuda or cuda:N; the run's own by default")
 
 
 def main(words: list[str] | None = None) -> int:
@@ -88,10 +103,15 @@ def _run_command(options: argparse.Namespace, rest: list[str]) -> int:
 
         prepare.main(rest)
         return 0
+    if options.command in ("report", "recommend") and rest:
+        raise ConfigError(f"{options.command}: {rest[0]!r} is not known")
     if options.command == "report":
-        if rest:
-            raise ConfigError(f"report: {rest[0]!r} is not known")
         _report(options.store, options)
+        return 0
+    if options.command == "recommend":
+        from recbole_mmdiff.recommend import command as recommend
+
+        recommend.main(options)
         return 0
     # Imported here: RecBole and torch take seconds that --help and mistakes need not wait for.
     from recbole_mmdiff.config import find_config_file, parse_overrides

@@ -19,7 +19,8 @@ from recbole.utils import init_seed
 
 from dataset_prep import ml100k
 from recbole_mmdiff.config import DOMAINS, Config
-from recbole_mmdiff.config.sources import read_yaml
+from recbole_mmdiff.config.sources import merge, read_yaml
+from recbole_mmdiff.data.keeping import KEPT, keep_data, kept_keys
 from recbole_mmdiff.data.preparation import Parts, prepare_parts
 from recbole_mmdiff.data.splits import SavedSplit
 from recbole_mmdiff.errors import ConfigError, DataError
@@ -33,7 +34,7 @@ SPLIT = "split.npz"
 #: what a resumed run may do otherwise: where and how long it runs, and what it shows
 MAY_CHANGE = {"epochs", "stopping_step", "checkpoint_interval", "data_path", "gpu_id", "use_gpu",
               "worker", "state", "show_progress", "log_tensorboard", "log_wandb", "save_per_user",
-              "eval_chunk_elements"}
+              "eval_chunk_elements", "keep_data"}
 
 
 @dataclass
@@ -96,8 +97,7 @@ def run(model=None, dataset=None, config_files=(), config_dict=None, overrides=N
 def _file_of_run(folder: str | Path, name: str) -> Path:
     path = Path(folder) / name
     if not path.is_file():
-        raise ConfigError(f"--resume: there is no {name} in {folder}, so there is no run to go on "
-                          f"with")
+        raise ConfigError(f"there is no {name} in {folder}, so it holds no run")
     return path
 
 
@@ -143,6 +143,10 @@ def ensure_default_data(config) -> None:
 def prepare_data(config) -> Parts:
     """The parts of a configuration's data; makes the embedded default domains on their first use."""
     ensure_default_data(config)
+    return _parts(config)
+
+
+def _parts(config) -> Parts:
     init_seed(config["seed"], config["reproducibility"])
     return prepare_parts(config)
 
@@ -162,6 +166,9 @@ def _train_and_evaluate(config, parts: Parts, model, folder: Path, resume: bool,
         if hasattr(parts.observed, "saved_split"):
             parts.observed.saved_split.save(folder / SPLIT)
         config.save(folder / CONFIG)
+    if config["keep_data"] and not kept_keys(folder, config.run_dict):
+        logger.info("data kept with the run: %.1f MB in %s (keep_data: False keeps none)",
+                    keep_data(parts, folder) / 1e6, folder / KEPT)
     logger.info("%s on %s, device %s; set by hand:\n%s", config["model"], config["dataset"],
                 config["device"], config.changes() or "  nothing")
     logger.info("split %s%s: %d training, %d validation, %d test interactions",
@@ -265,6 +272,9 @@ def load_run(folder: str | Path, checkpoint: str | Path | None = None,
              overrides: dict | None = None) -> Run:
     """A finished run with its data and its trained model, for further evaluation.
 
+    The data are those that the folder keeps, whatever has become of the files that they were read from,
+    unless it keeps none or ``overrides`` have a ``data_path``.
+
     Args:
         folder: of the run.
         checkpoint: another file than the run's own.
@@ -273,11 +283,20 @@ def load_run(folder: str | Path, checkpoint: str | Path | None = None,
     Raises:
         ConfigError, DataError, CheckpointError: as ``run``.
     """
-    folder = Path(folder)
-    config = Config(config_file_list=[_file_of_run(folder, CONFIG)], overrides=overrides)
-    parts = prepare_data(config)
+    folder, overrides = Path(folder), overrides or {}
+    saved = _file_of_run(folder, CONFIG)
+    kept = {} if "data_path" in overrides else kept_keys(folder, read_yaml(saved))
+    config = Config(config_file_list=[saved], overrides=merge(kept, overrides))
+    try:
+        parts = _parts(config) if kept else prepare_data(config)
+    except DataError as error:
+        where = f"the data kept in {folder}" if kept else f"{folder} keeps no data (keep_data)"
+        raise DataError(f"{error} ({where})") from error
     model = build_model(config, parts)
     path = Path(checkpoint) if checkpoint else _file_of_run(folder, CHECKPOINT)
     load_checkpoint(path, config, model)
-    metrics = json.loads(_file_of_run(folder, METRICS).read_text(encoding="utf-8"))
+    try:
+        metrics = json.loads(_file_of_run(folder, METRICS).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{folder / METRICS}: is not JSON ({error}); copy the run again") from error
     return Run(folder, metrics, model, parts, config)

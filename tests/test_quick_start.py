@@ -41,7 +41,7 @@ def copied(finished, tmp_path):
 
 def test_run_folder(finished):
     assert sorted(path.name for path in finished.folder.iterdir()) \
-        == ["checkpoint.pth", "config.yaml", "metrics.json", "per_user.npz", "split.npz", "train.log"]
+        == ["checkpoint.pth", "config.yaml", "data", "metrics.json", "per_user.npz", "split.npz", "train.log"]
     config = yaml.safe_load((finished.folder / "config.yaml").read_text(encoding="utf-8"))
     assert config["model"] == "MF" and config["seed"] == 11 and config["epochs"] == 2
     log = (finished.folder / "train.log").read_text(encoding="utf-8")
@@ -118,7 +118,7 @@ def test_a_finished_run_is_not_resumed(finished):
 
 
 def test_a_folder_without_a_run_is_not_resumed(tmp_path):
-    with pytest.raises(ConfigError, match=r"--resume: there is no config\.yaml"):
+    with pytest.raises(ConfigError, match=r"there is no config\.yaml in .*holds no run"):
         run(resume=tmp_path)
 
 

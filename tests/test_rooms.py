@@ -25,7 +25,7 @@ ORDER = [
     {"trainer"},
     {"report"},
     {"quick_start", "doctor"},
-    {"check", "compare"},
+    {"check", "compare", "recommend"},
     {"cli"},
 ]
 LOW = next(rooms for rooms in ORDER if "diffusion" in rooms)

@@ -23,7 +23,8 @@ from recbole_mmdiff.report.plan import read_json
 from recbole_mmdiff.report.results import ERROR, RECORD
 
 #: of every cell, unless the comparison says otherwise
-QUIET = {"show_progress": False, "log_tensorboard": False, "save_per_user": True}
+QUIET = {"show_progress": False, "log_tensorboard": False, "save_per_user": True,
+         "keep_data": False}
 
 
 def run_cell(job: dict) -> dict:

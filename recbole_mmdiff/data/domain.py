@@ -20,7 +20,17 @@ class StrictDataset:
 
     RecBole parses with a Python loop and lets malformed lines, empty ratings and missing folders
     pass or end the process; here each is a DataError that names the line.
+
+    Attributes:
+        files_read: path -> names of the columns that were loaded of it.
+        features_read: modality -> the field whose tokens its rows have, of the features that a model
+            has read. Parts share both.
     """
+
+    def _get_preset(self):
+        self.files_read: dict[Path, set[str]] = {}
+        self.features_read: dict[str, str] = {}
+        super()._get_preset()
 
     def _load_data(self, token, dataset_path):
         known = self._get_download_url("url", allow_none=True)
@@ -47,7 +57,7 @@ class StrictDataset:
         if not columns:
             self.logger.warning(f"{filepath}: none of its columns is loaded")
             return None
-        names = {column.name for column in columns}
+        names = self.files_read[Path(filepath)] = {column.name for column in columns}
         ids = {self.uid_field, self.iid_field}
         interactions = source == FeatureSource.INTERACTION
         required = ids | ({self.config["RATING_FIELD"]} & names) if interactions else ids & names

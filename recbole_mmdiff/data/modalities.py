@@ -81,6 +81,7 @@ def _modalities(dataset: Dataset, names: Sequence[str], policy: str, field: str,
             raise DataError(f"{file.path}: holds features of {file.entity or 'item'}s, where features of "
                             f"{entity}s are wanted; choose another modality than {name!r}")
         _refuse_leaks(file, dataset)
+        dataset.features_read[name] = field
         aligned = file.align(tokens, policy)
         values, missing = torch.from_numpy(aligned.matrix), torch.from_numpy(aligned.missing)
         if policy == "mean" and (seen & ~missing).any():

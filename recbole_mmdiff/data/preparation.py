@@ -13,6 +13,7 @@ from recbole_mmdiff.data.cross_domain import CrossDomainDataset, merged_view
 from recbole_mmdiff.data.domain import StrictDataset, labels_to_parts, select, split_by_recbole
 from recbole_mmdiff.data.splits import check_parts
 from recbole_mmdiff.errors import ConfigError, DataError, one_of
+from recbole_mmdiff.negatives import KnownItems
 
 _DATASET_OF_TYPE = {ModelType.SEQUENTIAL: "SequentialDataset",
                     ModelType.KNOWLEDGE: "KnowledgeBasedDataset"}
@@ -36,6 +37,12 @@ class Parts:
         """The target rows that the split gives to no part: ``finetune`` and ``unused``, if any."""
         found = {name: getattr(self.observed, name, None) for name in ("finetune", "unused")}
         return {name: part for name, part in found.items() if part is not None}
+
+    def seen_items(self, *others: str) -> KnownItems:
+        """What users have rated: the rows of training, those that the split gives to no part, and those
+        of ``others`` (``valid``, ``test``)."""
+        parts = [self.observed, *self.aside.values(), *(getattr(self, name) for name in others)]
+        return KnownItems(*seen_pairs(*parts), self.test.user_num, self.test.item_num)
 
     def of_source(self) -> "Parts":
         """The same parts of the source domain, which ``ratio`` splits, too."""

@@ -1,6 +1,8 @@
 """One evaluation of a trained model: its passes, by group, and user by user."""
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
 
@@ -38,6 +40,16 @@ class Evaluation:
     groups: dict = field(default_factory=dict)
     per_user: dict = field(default_factory=dict)
     throughput: float | None = None
+
+
+@contextmanager
+def repeatable(model, seed: int) -> Iterator[None]:
+    """Evaluation mode, where a model that draws random numbers draws the same each time, and takes
+    nothing from the streams of others."""
+    model.eval()
+    with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 class Evaluator:
@@ -89,10 +101,7 @@ class Evaluator:
             by_group: also for cold and warm users and items, and user by user.
         """
         passes = self.config["eval_passes"] if passes is None else passes
-        model.eval()
-        devices = [model.device] if model.device.type == "cuda" else []
-        with torch.random.fork_rng(devices):
-            torch.manual_seed(self.config["seed"])
+        with repeatable(model, self.config["seed"]):
             return self._evaluate(model, phase, passes, by_group)
 
     def _evaluate(self, model, phase, passes, by_group) -> Evaluation:
@@ -232,10 +241,8 @@ class Evaluator:
     def _seen_items(self, phase: str) -> KnownItems:
         """What a ranking leaves out: training rows, those that the split gives to no part, and in
         the test the validation rows."""
-        parts = [self.parts.observed, *self.parts.aside.values()]
-        if phase == "test" and self.config["mask_valid_items"]:
-            parts.append(self.parts.valid)
-        return KnownItems(*seen_pairs(*parts), self.parts.test.user_num, self.parts.test.item_num)
+        with_valid = phase == "test" and self.config["mask_valid_items"]
+        return self.parts.seen_items(*["valid"] * with_valid)
 
     # ---- groups and users ----------------------------------------------------------------------
 

@@ -1,5 +1,6 @@
 """Full ranking in chunks of users: RecBole's metrics without its loops over users."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,7 +19,7 @@ class Requests:
 
     Attributes:
         rows: Interaction of length n that ``full_sort_predict`` takes: a user (or a sequence) each.
-        positives: relevant items, keyed by the request's number.
+        positives: relevant items, keyed by the request's number; None where nothing is measured.
         seen: items that are left out of the ranking, keyed by user; None leaves out nothing.
         uid_field: the column of users in ``rows``.
         num_items, num_candidates: all items a model scores, and how many of them (the first, with
@@ -28,7 +29,7 @@ class Requests:
     """
 
     rows: Interaction
-    positives: KnownItems
+    positives: KnownItems | None
     seen: KnownItems | None
     uid_field: str
     num_items: int
@@ -70,23 +71,15 @@ def score_all(model, rows: Interaction, requests: Requests, pairs_at_once: int) 
     return torch.cat(scores).view(len(rows), -1)
 
 
-@torch.no_grad()
-def full_ranking(model, requests: Requests, k: int, chunk_elements: int,
-                 mean_ranks: bool = False, pairs_at_once: int = 2**16) -> Ranking:
-    """Rank all candidate items for every request, ``chunk_elements`` scores at a time.
+def scored_chunks(model, requests: Requests, chunk_elements: int,
+                  pairs_at_once: int = 2**16) -> Iterator[tuple[Tensor, Interaction, Tensor]]:
+    """Score the candidate items of all requests, ``chunk_elements`` scores at a time.
 
-    Args:
-        model: a RecBole recommender in eval mode.
-        k: length of the head that is kept.
-        mean_ranks: also gather what GAUC needs (sorts every row).
+    Yields:
+        numbers (b,) of some requests, their rows, and scores (b, num_candidates): minus infinity for
+        [PAD] and whatever else is left out.
     """
-    device, k = model.device, min(k, requests.num_candidates - 1)
-    chunk = max(1, chunk_elements // requests.num_items)
-    collector = None
-    if mean_ranks:
-        collector = Collector({"metrics": ["gauc"], "topk": [k], "device": device,
-                               "eval_args": {"mode": {}}})
-    heads, hits = [], []
+    device, chunk = model.device, max(1, chunk_elements // requests.num_items)
     for numbers in torch.arange(len(requests.rows), device=device).split(chunk):
         picked = numbers.to(requests.rows[requests.uid_field].device)
         rows = Interaction({name: requests.rows[name][picked] for name in requests.rows}).to(device)
@@ -99,6 +92,26 @@ def full_ranking(model, requests: Requests, k: int, chunk_elements: int,
             kept = scores[place]
             scores = torch.full_like(scores, -torch.inf)
             scores[place] = kept
+        yield numbers, rows, scores
+
+
+@torch.no_grad()
+def full_ranking(model, requests: Requests, k: int, chunk_elements: int,
+                 mean_ranks: bool = False, pairs_at_once: int = 2**16) -> Ranking:
+    """Rank all candidate items for every request, ``chunk_elements`` scores at a time.
+
+    Args:
+        model: a RecBole recommender in eval mode.
+        k: length of the head that is kept.
+        mean_ranks: also gather what GAUC needs (sorts every row).
+    """
+    k = min(k, requests.num_candidates - 1)
+    collector = None
+    if mean_ranks:
+        collector = Collector({"metrics": ["gauc"], "topk": [k], "device": model.device,
+                               "eval_args": {"mode": {}}})
+    heads, hits = [], []
+    for numbers, rows, scores in scored_chunks(model, requests, chunk_elements, pairs_at_once):
         head = scores.topk(k, dim=-1).indices
         heads.append(head.cpu())
         hits.append(requests.positives.contains(numbers[:, None], head).cpu())

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from recbole_mmdiff.data.ids import id_mask
 from recbole_mmdiff.errors import ConfigError, DataError
+from recbole_mmdiff.model.new_users import SourceRows
 
 
 @dataclass(frozen=True)
@@ -150,10 +151,23 @@ class StagedRecommender(GeneralRecommender):
     @torch.no_grad()
     def full_sort_predict(self, interaction) -> Tensor:
         """Scores of all items for the users of an Interaction, (b * n_items,)."""
+        return self.score_items(self.user_factors(interaction[self.USER_ID])).view(-1)
+
+    @torch.no_grad()
+    def score_items(self, users: Tensor) -> Tensor:
+        """(b, n_items): scores of all items for users with these vectors (b, k)."""
         items = torch.arange(self.n_items, device=self.device)
-        users = self.user_factors(interaction[self.USER_ID])
-        scores = users @ self.item_factors(items).T
-        return scores.add_(self.item_offset(items)).view(-1)
+        return (users @ self.item_factors(items).T).add_(self.item_offset(items))
+
+    def vectors_of_new_users(self, rows: SourceRows) -> Tensor:
+        """(count, k): what ``user_factors`` would be of users outside of the training, out of what they
+        rated in the source domain.
+
+        Raises:
+            ConfigError: the model cannot tell them.
+        """
+        raise ConfigError(f"new users: {type(self).__name__} makes no vectors of users out of source ratings "
+                          f"alone; train it with them, or use MMDCDR, MuSiC, DiffCDR, EMCDR, LACDR or SIEOUG")
 
 
 class OffsetRecommender(StagedRecommender):

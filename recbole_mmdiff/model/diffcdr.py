@@ -141,8 +141,13 @@ class DiffCDR(MappingRecommender):
 
     @torch.no_grad()
     def sampled_vectors(self, user: Tensor) -> Tensor:
-        """(b, size): x_0 = Solver(eps, x_T, c) of users (b,) (Eq. 4); u_s itself without DIM."""
-        condition = self.source_vectors(user)
+        """(b, size): ``sampled`` of users (b,)."""
+        return self.sampled(self.source_vectors(user), user)
+
+    @torch.no_grad()
+    def sampled(self, condition: Tensor, user: Tensor) -> Tensor:
+        """(b, size): x_0 = Solver(eps, x_T, c) under conditions u_s (b, size) of users (b,) (Eq. 4); u_s
+        itself without DIM."""
         if not self.use_dim:
             return condition
         start = condition
@@ -152,9 +157,9 @@ class DiffCDR(MappingRecommender):
             return sample(self.denoiser, start, condition, self.plan, self.guidance_scale,
                           self._sampling_time, self.sampling_path)
 
-    def transfer(self, user: Tensor) -> Tensor:
+    def mapped(self, vectors: Tensor, user: Tensor) -> Tensor:
         """(b, size): ALM(x_0)."""
-        return self.alm(self.sampled_vectors(user))
+        return self.alm(self.sampled(vectors, user))
 
     def transferred_vectors(self, user: Tensor) -> Tensor:
         """(b, size): x_0 before ALM, as Figure 4 of the paper shows it."""

@@ -43,6 +43,6 @@ class EMCDR(MappingRecommender):
         user = interaction[self.USER_ID]
         return functional.mse_loss(self.transfer(user), self.target_vectors(user))
 
-    def transfer(self, user: Tensor) -> Tensor:
+    def mapped(self, vectors: Tensor, user: Tensor) -> Tensor:
         """(b, size): f(u_s)."""
-        return self.mapping(self.source_vectors(user))
+        return self.mapping(vectors)

@@ -7,7 +7,10 @@ from recbole.data.dataset import Dataset
 from torch import Tensor, nn
 
 from recbole_mmdiff.model.base import Stage, StagedRecommender
+from recbole_mmdiff.model.new_users import SourceRows
 
+ROWS_AT_ONCE = 8192     # outer products held at once
+LEAST_RIDGE = 1e-6      # so that a user with fewer rows than columns has one solution
 
 class Factorization(nn.Module):
     """Ratings as an inner product, with biases or without.
@@ -67,6 +70,25 @@ class Factorization(nn.Module):
         parts = factors.split([table.shape[1] for table in tables], dim=-1)
         for table, part in zip(tables, parts, strict=True):
             table[user] = part.to(table.dtype)
+
+    @torch.no_grad()
+    def fitted_user_factors(self, rows: SourceRows, reg_weight: float) -> Tensor:
+        """(count, size): the vectors w of new users by ridge regression on the items as they are.
+
+        They minimise the part of ``loss`` that is a user's: the sum over the n rows of
+        (r - o_i - <w, q_i>)^2, plus ``reg_weight`` n |w|^2; o_i is the item's offset, and q_i ends in 1
+        where there are biases. Solved in float64; without regularisation the shortest w, nearly.
+        """
+        items = self.item_factors(rows.item).double()
+        left = rows.rating.double() - self.item_offset(rows.item).double()
+        matrix = items.new_zeros(rows.count, self.size, self.size)
+        vector = items.new_zeros(rows.count, self.size)
+        vector.index_add_(0, rows.user, items * left[:, None])
+        for part in torch.arange(len(left), device=left.device).split(ROWS_AT_ONCE):
+            matrix.index_add_(0, rows.user[part], items[part, :, None] * items[part, None])
+        counts = torch.bincount(rows.user, minlength=rows.count).clamp(min=1)
+        matrix.diagonal(dim1=1, dim2=2).add_(max(reg_weight, LEAST_RIDGE) * counts[:, None])
+        return torch.linalg.solve(matrix, vector).to(self.user_embedding.weight)
 
     def tables(self, items: bool) -> list[nn.Parameter]:
         """The parameters of the users, and with ``items`` those of the items too."""

@@ -110,6 +110,6 @@ class LACDR(MappingRecommender):
         return {domain: pool[(uniform[:, column] * len(pool)).long()]
                 for column, (domain, pool) in enumerate(pools.items())}
 
-    def transfer(self, user: Tensor) -> Tensor:
+    def mapped(self, vectors: Tensor, user: Tensor) -> Tensor:
         """(b, size): D_t(E_s(u_s))."""
-        return self.decoders["target"](self.encoders["source"](self.source_vectors(user)))
+        return self.decoders["target"](self.encoders["source"](vectors))

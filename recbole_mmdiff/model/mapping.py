@@ -19,6 +19,7 @@ from recbole_mmdiff.model.factorization import (
     factorization_stages,
 )
 from recbole_mmdiff.model.forgetful import Forgetful
+from recbole_mmdiff.model.new_users import SourceRows
 
 
 class MappingRecommender(Forgetful, StagedRecommender):
@@ -69,7 +70,30 @@ class MappingRecommender(Forgetful, StagedRecommender):
 
     def transfer(self, user: Tensor) -> Tensor:
         """(b, size): standardised target vectors of users (b,), from their source vectors."""
+        return self.mapped(self.source_vectors(user), user)
+
+    def mapped(self, vectors: Tensor, user: Tensor) -> Tensor:
+        """(b, size): standardised target vectors out of standardised source vectors (b, size); ``user`` (b,)
+        are ids, of which noise is drawn."""
         raise NotImplementedError
+
+    @torch.no_grad()
+    def vectors_of_new_users(self, rows: SourceRows) -> Tensor:
+        """(count, size): the source vectors of new users, by ridge regression on the source items
+        (``Factorization.fitted_user_factors``), transferred as those of cold users are.
+
+        Users of the training have the vectors where gradient descent stopped, not quite those of the
+        minimum: the two are near, not equal.
+
+        Raises:
+            ConfigError: what the model transfers is not a vector alone.
+        """
+        if type(self).transfer is not MappingRecommender.transfer:
+            return super().vectors_of_new_users(rows)
+        factors = self.source.fitted_user_factors(rows, self.reg_weight)
+        vectors = (factors - self.source_center) / self.source_scale
+        ids = self.n_users + torch.arange(rows.count, device=factors.device)
+        return self.in_target_space(self.mapped(vectors, ids))
 
     def pretraining_stages(self) -> list[Stage]:
         """The two base factorisations."""

@@ -235,6 +235,15 @@ class MMDCDR(ProfileRecommender):
         """(b, d): u^t of users (Eq. 11)."""
         return self.fused(self.user_fusion, self.modal_users(user, learning))
 
+    def vectors_from_profiles(self, user: Tensor, profiles: dict[str, tuple[Tensor, Tensor]]) -> Tensor:
+        """(b, d): u^t generated from source profiles."""
+        vectors, present = [], []
+        for number, (name, alignment) in enumerate(zip(self.names, self.alignments, strict=True)):
+            condition, has = profiles[name]
+            vectors.append(alignment(self.generated(number, user, condition)) * has[:, None])
+            present.append(has)
+        return self.fused(self.user_fusion, Modal(vectors, present))
+
     # ---- items ---------------------------------------------------------------------------------
 
     def modal_items(self, item: Tensor, learning: bool = False) -> Modal:

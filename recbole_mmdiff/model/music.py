@@ -236,6 +236,12 @@ class MuSiC(ProfileRecommender):
         made = self.generated(user[transferred], condition, learning) if self.use_diffusion else condition
         return vectors.index_put((transferred,), made.to(vectors.dtype))
 
+    def vectors_from_profiles(self, user: Tensor, profiles: dict[str, tuple[Tensor, Tensor]]) -> Tensor:
+        """(b, d): f_u of the target generated from source profiles."""
+        features = torch.cat([values for values, _ in profiles.values()], -1)
+        condition = self.user_extractors[-1](features, user, None)
+        return self.generated(user, condition) if self.use_diffusion else condition
+
     def generated(self, user: Tensor, condition: Tensor, learning: bool = False) -> Tensor:
         """(b, d): the end of the reverse chain under conditions (b, d) (section 3.3.4), with gradient;
         with ``learning`` one sample with the noise of this epoch, else the mean of ``num_samples``."""

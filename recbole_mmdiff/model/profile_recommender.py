@@ -17,6 +17,7 @@ from recbole_mmdiff.model.base import (
     overlap_training_users,
     take,
 )
+from recbole_mmdiff.model.bias import shrunken_item_biases
 from recbole_mmdiff.model.factorization import Factorization, factorization_stages
 from recbole_mmdiff.model.feature_space import (
     Features,
@@ -25,7 +26,13 @@ from recbole_mmdiff.model.feature_space import (
     shared_user_features,
 )
 from recbole_mmdiff.model.forgetful import Forgetful
-from recbole_mmdiff.model.profiles import IDS, DomainProfiles, rating_statistics
+from recbole_mmdiff.model.new_users import SourceRows
+from recbole_mmdiff.model.profiles import (
+    IDS,
+    DomainProfiles,
+    rating_statistics,
+    residual_statistics,
+)
 from recbole_mmdiff.model.rating_head import RatingHead
 from recbole_mmdiff.model.row_cache import RowCache
 
@@ -72,6 +79,11 @@ class ProfileRecommender(Forgetful, OffsetRecommender):
                                             config["beta_end"], config["rescale_schedule"])
         self.rating_users = one_of("rating_users", config["rating_users"], RATING_USERS)
         self.domains = nn.ModuleDict(self._domains(config, dataset))
+        means = shrunken_item_biases(dataset.source, self.RATING, config["item_damping"])[:2] \
+            if config["profile_statistics"] else (None, None)
+        for name, value in zip(("source_mean", "source_item_bias"), means, strict=True):
+            self.register_buffer(name, value, persistent=False)
+        self.user_damping = config["user_damping"]
         self.head = RatingHead(dataset, self.RATING, size, config["biases"], config["item_damping"])
         self.user_offset = FinetunedOffset(dataset, size + config["biases"])
         self.register_buffer("overlap_users", overlap_training_users(dataset, config["model"]))
@@ -191,6 +203,45 @@ class ProfileRecommender(Forgetful, OffsetRecommender):
 
     def _item_rows(self, item: Tensor) -> Tensor:
         return self.head.item_factors(self.item_vectors(item))
+
+    @torch.no_grad()
+    def vectors_of_new_users(self, rows: SourceRows) -> Tensor:
+        """(count, k) or (count, k + 1): generated from the source profiles of new users, as those of cold
+        users are.
+
+        A profile is the same function of rows for both; but for the user's own vector of the base
+        factorisation, which is fitted to the fixed source items (``Factorization.fitted_user_factors``).
+        With ``sampling_noise`` they draw noise of their own.
+
+        Raises:
+            ConfigError: users are described by features of their own, which rows do not tell.
+        """
+        source = self.domains["source"]
+        if source.own:
+            raise ConfigError(f"new users: profiles of this run are the users' own features {source.own} "
+                              f"(user_modalities), which their ratings do not tell")
+        vectors = None
+        if source.factorization is not None and source.id_profile != "mean":
+            vectors = source.factorization.fitted_user_factors(rows, self.reg_weight)
+        profiles = source.profiles_of_rows(rows.user, rows.item, self._statistics(rows), vectors)
+        ids = self.n_users + torch.arange(rows.count, device=rows.user.device)
+        made = [self.vectors_from_profiles(ids[part], {name: (values[part], has[part])
+                                                       for name, (values, has) in profiles.items()})
+                for part in torch.arange(rows.count, device=ids.device).split(self.user_rows.chunk)]
+        return self.head.user_factors(torch.cat(made))
+
+    def vectors_from_profiles(self, user: Tensor, profiles: dict[str, tuple[Tensor, Tensor]]) -> Tensor:
+        """(b, k): z generated from source profiles: modality -> (b, k) and who has one (b,); noise is drawn
+        by ``user`` (b,)."""
+        raise NotImplementedError
+
+    def _statistics(self, rows: SourceRows) -> Tensor:
+        """(count, s): statistics of new users' ratings, as behind the source profiles."""
+        if self.source_item_bias is None:
+            return torch.zeros(rows.count, 0, device=rows.user.device)
+        residual = rows.rating.double() - self.source_mean - self.source_item_bias[rows.item]
+        found = residual_statistics(rows.user.cpu(), residual.cpu(), rows.count, self.user_damping)
+        return found.to(rows.user.device)
 
     def computed_user_factors(self, user: Tensor) -> Tensor:
         """(b, k) or (b, k + 1): z, or [z, <w, z>]; each user is generated once in an evaluation."""

@@ -120,9 +120,12 @@ class DomainProfiles(Forgetful, nn.Module):
 
     @torch.no_grad()
     def _standardized(self, name: str) -> tuple[Tensor, Tensor]:
-        number = list(self.profile_sizes).index(name)
         with torch.autocast(self.rows_user.device.type, enabled=False):     # There is no sparse half.
-            table, has = self._raw(name)
+            return self._in_units(name, *self._raw(name))
+
+    def _in_units(self, name: str, table: Tensor, has: Tensor) -> tuple[Tensor, Tensor]:
+        """Profiles (users, k) centred and scaled, and who ``has`` one (users,)."""
+        number = list(self.profile_sizes).index(name)
         table = (table - getattr(self, f"center_{number}")) / getattr(self, f"scale_{number}")
         return table * has[:, None], has
 
@@ -132,17 +135,39 @@ class DomainProfiles(Forgetful, nn.Module):
             number = self.own.index(name)
             values, has = (getattr(self, f"user_{kind}_{number}") for kind in ("values", "known"))
             return torch.cat([values, self.statistics], 1), has
+        vectors = None
+        if name == IDS and self.id_profile != "mean":
+            everybody = torch.arange(self.num_users, device=self.rows_user.device)
+            vectors = self.factorization.user_factors(everybody).detach()
+        return self._of_rows(name, self.rows_user, self.rows_item, self.statistics, vectors)
+
+    def _of_rows(self, name: str, user: Tensor, item: Tensor, statistics: Tensor,
+                 vectors: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Profiles (users, k) as they are out of rows of users (n,) and items (n,), and who has one
+        (users,); ``vectors`` (users, d) of the factorisation, where they are part of it."""
         features, known = self.items(name)
-        rows = known[self.rows_item]
-        user, item = self.rows_user[rows], self.rows_item[rows]
-        has = torch.bincount(user, minlength=self.num_users) > 0
+        rows = known[item]
+        user, item, count = user[rows], item[rows], len(statistics)
+        has = torch.bincount(user, minlength=count) > 0
         parts = []
         if name == IDS and self.id_profile != "mean":
-            everybody = torch.arange(self.num_users, device=features.device)
-            parts.append(self.factorization.user_factors(everybody).detach())
+            parts.append(vectors)
         if name != IDS or self.id_profile != "vector":
-            parts.append(mean_of_items(user, item, self.num_users, len(features)) @ features)
-        return torch.cat([*parts, self.statistics], 1), has
+            parts.append(mean_of_items(user, item, count, len(features)) @ features)
+        return torch.cat([*parts, statistics], 1), has
+
+    @torch.no_grad()
+    def profiles_of_rows(self, user: Tensor, item: Tensor, statistics: Tensor,
+                         vectors: Tensor | None) -> dict[str, tuple[Tensor, Tensor]]:
+        """Modality -> standardised profiles (users, k) of users without an id, and who has one (users,).
+
+        Args:
+            user, item: (n,) places of the users, and ids of what they rated.
+            statistics: (users, s) of their ratings.
+            vectors: (users, d) as the factorisation would have them; None where they are of no use.
+        """
+        return {name: self._in_units(name, *self._of_rows(name, user, item, statistics, vectors))
+                for name in self.profile_sizes}
 
 
 def rating_statistics(dataset, rating_field: str, num_users: int, item_damping: float,
@@ -152,6 +177,11 @@ def rating_statistics(dataset, rating_field: str, num_users: int, item_damping: 
     user = dataset.inter_feat[dataset.uid_field]
     residual = shrunken_item_biases(dataset, rating_field, item_damping)[2]
     size = max(num_users, dataset.user_num)
-    count = torch.bincount(user, minlength=size).double()
-    mean = shrunken_means(user, residual, size, user_damping)
-    return torch.stack([count.log1p(), mean], 1)[:num_users].float()
+    return residual_statistics(user, residual, size, user_damping)[:num_users]
+
+
+def residual_statistics(user: Tensor, residual: Tensor, num_users: int, user_damping: float) -> Tensor:
+    """The same (num_users, 2) out of what the items' means leave of ratings (n,) of users (n,)."""
+    count = torch.bincount(user, minlength=num_users).double()
+    mean = shrunken_means(user, residual, num_users, user_damping)
+    return torch.stack([count.log1p(), mean], 1).float()

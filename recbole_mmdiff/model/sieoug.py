@@ -11,6 +11,7 @@ from recbole_mmdiff.model.base import take
 from recbole_mmdiff.model.dual import DOMAINS
 from recbole_mmdiff.model.item_exploration import ExploresItems, ItemExploration
 from recbole_mmdiff.model.matched import MatchedRecommender
+from recbole_mmdiff.model.new_users import SourceRows
 from recbole_mmdiff.model.representations import Representations, lightgcn
 from recbole_mmdiff.negatives import KnownItems
 
@@ -52,6 +53,7 @@ class SIEOUG(ExploresItems, MatchedRecommender):
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
         self.temperature = config["temperature"]
+        self.positive_rating = dataset.source.config["positive_rating"]
         size, num_layers = config["embedding_size"], config["num_layers"]
         self.domains = nn.ModuleDict()
         both = zip(DOMAINS, (dataset, dataset.source), rows_of_both_domains(config, dataset), strict=True)
@@ -65,6 +67,20 @@ class SIEOUG(ExploresItems, MatchedRecommender):
         tables = domain.representations()
         return domain.contrastive_loss(rows[self.USER_ID], rows[self.ITEM_ID], tables,
                                        self.temperature), tables
+
+    @torch.no_grad()
+    def vectors_of_new_users(self, rows: SourceRows) -> Tensor:
+        """(count, d): of users outside of the training, out of their positive source rows.
+
+        They enter the source graph as new nodes (``Domain.vectors_of_new_nodes``), and have the vector that
+        they have there, as a linked user without target rows; without guidance, or a positive row, the mean
+        of the target's users. A user of the training also has a learned start vector, which is zero here:
+        the two are near, not equal.
+        """
+        target = self.representations("target").users[self.has_rows("target")].mean(0)
+        found = self.domains["source"].vectors_of_new_nodes(rows.positive(self.positive_rating))
+        known = (found != 0).any(1, keepdim=True) if self.guides else torch.zeros_like(found[:, :1]).bool()
+        return functional.normalize(torch.where(known, found, target), dim=-1)
 
     def has_rows(self, name: str) -> Tensor:
         """(n_users,) bool: the users with training rows in a domain."""
@@ -99,6 +115,23 @@ class Domain(nn.Module):
         start = self.item_embedding.weight
         found = lightgcn(self.adjacency, self.user_embedding.weight, start, self.num_layers)
         return Representations(found.users, self.exploration(start, found.items))
+
+    def vectors_of_new_nodes(self, rows: SourceRows) -> Tensor:
+        """(count, d): U of users outside of the graph; 0 without an item of the training rows.
+
+        One step of propagation (Eq. 11): layer l of a user is the sum over the d_u items of layer l - 1 of
+        each over sqrt(d_u d_i), and layer 0, which would be learned, is zero. Items stay as they are.
+        """
+        layers = lightgcn(self.adjacency, self.user_embedding.weight, self.item_embedding.weight,
+                          self.num_layers).layers
+        degrees = torch.bincount(self.known.to(rows.item.device).items, minlength=len(layers[0]))
+        rows = rows.where(degrees[rows.item] > 0)
+        own = torch.bincount(rows.user, minlength=rows.count)
+        weights = (own[rows.user] * degrees[rows.item]).to(layers[0].dtype).rsqrt()
+        steps = sum(layers[1:-1], start=layers[0])
+        total = steps.new_zeros(rows.count, steps.shape[1])
+        total.index_add_(0, rows.user, weights[:, None] * steps[rows.item])
+        return total / (self.num_layers + 1)
 
     def contrastive_loss(self, users: Tensor, items: Tensor, tables: Representations,
                          temperature: float) -> Tensor:
