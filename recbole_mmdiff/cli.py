@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 
-from recbole_mmdiff.errors import CheckpointError, ConfigError, DataError, one_of
+from recbole_mmdiff.errors import CheckpointError, ConfigError, DataError, ProcessError, one_of
 
 DESCRIPTION = """\
 Train, evaluate and compare recommenders of RecBole and recbole_mmdiff.
@@ -81,8 +81,9 @@ def main(words: list[str] | None = None) -> int:
         code = _run_command(options, rest)
         sys.stdout.flush()
         return code
-    except (ConfigError, DataError, CheckpointError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (ConfigError, DataError, CheckpointError, ProcessError) as error:
+        where = f" of process {os.environ['RANK']}" if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""
+        print(f"error{where}: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:     # The reader of a pipe, head say, has seen enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -126,9 +127,12 @@ def _run_command(options: argparse.Namespace, rest: list[str]) -> int:
 
         print(check(**arguments))
         return 0
+    from recbole_mmdiff.distributed import launched
     from recbole_mmdiff.quick_start import format_metrics, run
 
     finished = run(**arguments, output=options.output, resume=options.resume)
+    if finished is None or (launched() > 1 and os.environ["RANK"] != "0"):
+        return 0    # Another process, or another machine, tells.
     print(f"{finished.config['model']} on {finished.config['dataset']}, test:")
     print(format_metrics(finished.metrics["test"]))
     print(f"run folder: {finished.folder}")

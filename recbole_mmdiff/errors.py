@@ -17,6 +17,10 @@ class CheckpointError(ValueError):
     """A state that cannot be stored, or a file that cannot be read back safely."""
 
 
+class ProcessError(RuntimeError):
+    """One of the processes of a run has ended, or cannot be reached."""
+
+
 @contextmanager
 def in_words_of(keys: str) -> Iterator[None]:
     """A ValueError of a lower room, which knows arguments and no keys, as a ConfigError."""

@@ -18,7 +18,9 @@ from recbole.data.transform import construct_transform
 from recbole.utils import init_seed
 
 from dataset_prep import ml100k
+from recbole_mmdiff import distributed
 from recbole_mmdiff.config import DOMAINS, Config
+from recbole_mmdiff.config.processes import environment
 from recbole_mmdiff.config.sources import merge, read_yaml
 from recbole_mmdiff.data.keeping import KEPT, keep_data, kept_keys
 from recbole_mmdiff.data.preparation import Parts, prepare_parts
@@ -26,6 +28,7 @@ from recbole_mmdiff.data.splits import SavedSplit
 from recbole_mmdiff.errors import ConfigError, DataError
 from recbole_mmdiff.evaluator import Evaluation, make_evaluator
 from recbole_mmdiff.files import write_atomically, write_json
+from recbole_mmdiff.launching import run_processes
 from recbole_mmdiff.trainer import make_trainer
 from recbole_mmdiff.trainer.checkpoint import load_checkpoint
 
@@ -34,7 +37,7 @@ SPLIT = "split.npz"
 #: what a resumed run may do otherwise: where and how long it runs, and what it shows
 MAY_CHANGE = {"epochs", "stopping_step", "checkpoint_interval", "data_path", "gpu_id", "use_gpu",
               "worker", "state", "show_progress", "log_tensorboard", "log_wandb", "save_per_user",
-              "eval_chunk_elements", "keep_data"}
+              "eval_chunk_elements", "keep_data", "nproc", "world_size", "group_offset", "ip", "port"}
 
 
 @dataclass
@@ -50,8 +53,9 @@ class Run:
 
 def run(model=None, dataset=None, config_files=(), config_dict=None, overrides=None,
         output: str | Path | None = None, resume: str | Path | None = None,
-        test: bool = True, console: bool = True) -> Run:
-    """Train and evaluate one model.
+        test: bool = True, console: bool = True) -> Run | None:
+    """Train and evaluate one model, in this process and those that were started with it (torchrun), or
+    in ``nproc`` new ones.
 
     Args:
         model, dataset, config_files, config_dict, overrides: as in ``Config``.
@@ -60,31 +64,48 @@ def run(model=None, dataset=None, config_files=(), config_dict=None, overrides=N
         test: False leaves the test data alone (a trial of tuning): ``metrics.json`` has none then.
         console: whether the log is shown, too.
 
+    Returns:
+        the run; None on a machine whose processes (``nproc``) are not the first ones.
+
     Raises:
+        ProcessError: one of several processes has ended.
         ConfigError, DataError, CheckpointError: what is wrong, and what to do.
     """
     if resume is not None:
         config_files = (_file_of_run(resume, CONFIG), *config_files)
     config = Config(model, dataset, list(config_files), config_dict, overrides)
-    folder = _run_folder(config, output or config["output"], resume)
-    if resume is not None and (folder / METRICS).is_file():
+    if config["world_size"] > 1 and distributed.launched() == 1:
+        arguments = {"model": model, "dataset": dataset, "config_files": config_files,
+                     "config_dict": config_dict, "overrides": overrides, "resume": resume, "test": test,
+                     "console": console, "output": _run_folder(config, output or config["output"], resume)}
+        run_processes(run, arguments, config["nproc"], environment(config), config["group_offset"])
+        return None if config["group_offset"] else load_run(arguments["output"])
+    with distributed.joined(config["device"]):
+        folder = _run_folder(config, output or config["output"], resume) if distributed.is_first() else ""
+        return _run(config, Path(distributed.from_first(str(folder))), resume is not None, test, console)
+
+
+def _run(config, folder: Path, resume: bool, test: bool, console: bool) -> Run:
+    """The part of one of the processes."""
+    if resume and (folder / METRICS).is_file():
         raise ConfigError(f"--resume: {folder} is finished, its results are in {folder / METRICS}")
-    if resume is not None:
+    if resume:
         _refuse_changes(config, folder / CONFIG)
     with _kept_messages(config) as messages:
         parts = prepare_data(config)
-        if resume is not None:
+        if resume:
             _refuse_another_split(parts, folder)
         model = build_model(config, parts)
     # The folder appears only now: a mistake in keys or data leaves nothing behind.
-    folder.mkdir(parents=True, exist_ok=True)
+    if distributed.is_first():
+        folder.mkdir(parents=True, exist_ok=True)
     handlers = _log_to(folder, config, console)
     for message, handler in itertools.product(messages, handlers):
         handler.handle(message)
     try:
-        return _train_and_evaluate(config, parts, model, folder, resume is not None, test)
+        return _train_and_evaluate(config, parts, model, folder, resume, test)
     except Exception as error:
-        if console:
+        if len(handlers) > 1:
             logging.getLogger().removeHandler(handlers[-1])  # The caller shows it on the console.
         logging.getLogger().error("%s: %s", type(error).__name__, error)
         raise
@@ -142,7 +163,8 @@ def ensure_default_data(config) -> None:
 
 def prepare_data(config) -> Parts:
     """The parts of a configuration's data; makes the embedded default domains on their first use."""
-    ensure_default_data(config)
+    with distributed.first_alone():
+        ensure_default_data(config)
     return _parts(config)
 
 
@@ -161,14 +183,8 @@ def build_model(config, parts: Parts) -> torch.nn.Module:
 def _train_and_evaluate(config, parts: Parts, model, folder: Path, resume: bool,
                         with_test: bool) -> Run:
     logger = logging.getLogger()
-    if not resume:
-        # The split first: a folder with a configuration can be resumed, and compares it.
-        if hasattr(parts.observed, "saved_split"):
-            parts.observed.saved_split.save(folder / SPLIT)
-        config.save(folder / CONFIG)
-    if config["keep_data"] and not kept_keys(folder, config.run_dict):
-        logger.info("data kept with the run: %.1f MB in %s (keep_data: False keeps none)",
-                    keep_data(parts, folder) / 1e6, folder / KEPT)
+    if distributed.is_first():
+        _write_what_resumes(config, parts, folder, resume)
     logger.info("%s on %s, device %s; set by hand:\n%s", config["model"], config["dataset"],
                 config["device"], config.changes() or "  nothing")
     logger.info("split %s%s: %d training, %d validation, %d test interactions",
@@ -204,9 +220,21 @@ def _train_and_evaluate(config, parts: Parts, model, folder: Path, resume: bool,
         "seconds": {"training": progress.seconds if progress else trained - started,
                     "evaluation": perf_counter() - trained},
         "throughput": {"training": _training_throughput(history), "evaluation": test.throughput}}
-    _write_results(folder, config, metrics, test)
+    if distributed.is_first():
+        _write_results(folder, config, metrics, test)
     logger.info("test results:\n%s", format_metrics(test.metrics))
     return Run(folder, metrics, model, parts, config)
+
+
+def _write_what_resumes(config, parts: Parts, folder: Path, resume: bool) -> None:
+    if not resume:
+        # The split first: a folder with a configuration can be resumed, and compares it.
+        if hasattr(parts.observed, "saved_split"):
+            parts.observed.saved_split.save(folder / SPLIT)
+        config.save(folder / CONFIG)
+    if config["keep_data"] and not kept_keys(folder, config.run_dict):
+        logging.getLogger().info("data kept with the run: %.1f MB in %s (keep_data: False keeps none)",
+                                 keep_data(parts, folder) / 1e6, folder / KEPT)
 
 
 def _training_throughput(history: list[dict]) -> float | None:
@@ -245,7 +273,7 @@ def _kept_messages(config) -> Iterator[list[logging.LogRecord]]:
         yield keeper.buffer
     except Exception:
         for message in keeper.buffer:
-            if message.levelno >= logging.WARNING:
+            if message.levelno >= logging.WARNING and distributed.is_first():
                 logging.lastResort.handle(message)
         raise
     finally:
@@ -253,8 +281,15 @@ def _kept_messages(config) -> Iterator[list[logging.LogRecord]]:
 
 
 def _log_to(folder: Path, config, console: bool) -> list[logging.Handler]:
-    """Log to the console and to ``train.log``, and have RecBole write into the run folder too."""
+    """Log to the console and to ``train.log``, and have RecBole write into the run folder too; of several
+    processes the first alone."""
     config["checkpoint_dir"] = str(folder)
+    if not distributed.is_first():
+        config["log_wandb"] = False
+        handlers = [logging.NullHandler()]
+        handlers[0].run_folder, handlers[0].tensorboard = str(folder), False
+        logging.getLogger().addHandler(handlers[0])
+        return handlers
     to_file = logging.FileHandler(folder / LOG, encoding="utf-8")
     to_file.run_folder, to_file.tensorboard = str(folder), config["log_tensorboard"]
     to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))

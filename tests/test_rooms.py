@@ -15,7 +15,7 @@ FILES = sorted([*PACKAGE.rglob("*.py"), *(ROOT / "dataset_prep").rglob("*.py")])
 #: lowest first; a room may import itself and what stands below it
 ORDER = [
     {"errors", "files"}, {"storage"},
-    {"compat"},
+    {"compat"}, {"distributed", "launching"},
     {"diffusion", "transport", "graph", "negatives"},
     {"model.registry"},
     {"config"},

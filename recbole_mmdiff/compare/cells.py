@@ -154,8 +154,16 @@ def _run_or_resume(job: dict, keys: dict, folder: Path, test: bool = True):
 
 
 def cell_config(keys: dict, files: list, overrides: dict) -> Config:
-    """The configuration of a cell, as ``run_cell`` will build it."""
-    return Config(config_file_list=list(files), config_dict=merge(QUIET, keys), overrides=overrides)
+    """The configuration of a cell, as ``run_cell`` will build it.
+
+    Raises:
+        ConfigError: it asks for several processes.
+    """
+    config = Config(config_file_list=list(files), config_dict=merge(QUIET, keys), overrides=overrides)
+    if config["world_size"] > 1:
+        raise ConfigError("nproc, world_size: a comparison runs each cell in one process; leave them out, "
+                          "and run cells side by side (--workers, --gpus)")
+    return config
 
 
 def _record(folder: Path, job: dict, tuned: dict, device: str) -> None:

@@ -10,9 +10,11 @@ import yaml
 from recbole.config import Config as RecBoleConfig
 from recbole.utils import ModelType
 
+from recbole_mmdiff import distributed
 from recbole_mmdiff.config.defaults import domain_pairs, paper_form, read_defaults
 from recbole_mmdiff.config.evaluation import separate_metrics, settle_evaluation
 from recbole_mmdiff.config.keys import check_known, check_types, model_keys, recbole_keys
+from recbole_mmdiff.config.processes import own_gpu, settle_processes
 from recbole_mmdiff.config.sources import Loader, merge, parse_value, read_yaml
 from recbole_mmdiff.errors import ConfigError
 from recbole_mmdiff.files import is_plain_name, write_atomically
@@ -180,6 +182,19 @@ class Config(RecBoleConfig):
         with _refused_by_recbole():
             super()._set_default_parameters()
 
+    def _init_device(self):
+        """RecBole's choice among ``gpu_id``, of which each process of a machine takes its own.
+
+        RecBole would join the processes here, over nccl whatever the device is.
+        """
+        final = self.final_config_dict
+        settle_processes(final)
+        if final["gpu_id"] is None or final.get("use_gpu") is False:    # RecBole reads no such key.
+            final["gpu_id"] = ""
+        elif distributed.launched() > 1:
+            final["gpu_id"] = own_gpu(final["gpu_id"], "gpu_id" in self.origin)
+        super()._init_device()
+
     def _set_eval_neg_sample_args(self, phase):
         with _refused_by_recbole():
             super()._set_eval_neg_sample_args(phase)
@@ -195,9 +210,6 @@ class Config(RecBoleConfig):
         if final["split_file"] and not self.cross_domain:
             raise ConfigError("split_file: needs a source and a target domain; in one domain use "
                               "benchmark_filename")
-        if (final.get("nproc") or 1) > 1:
-            raise ConfigError(f"nproc: {final['nproc']}: runs on several processes are not there "
-                              f"yet; leave it out")
         if not self.cross_domain and getattr(self.model_class, "needs_source", False):
             raise ConfigError(
                 f"{self.model} transfers between two domains: set source_domain.dataset and "

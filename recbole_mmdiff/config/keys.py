@@ -16,7 +16,7 @@ _READ = re.compile(r"""config(?:\.get\(|\[)\s*["'](\w+)["']""")
 # Read by RecBole under names that it puts together.
 _COMPOSED = {"alias_of_user_id", "alias_of_item_id", "alias_of_entity_id", "alias_of_relation_id"}
 # Of the command line, or written by RecBole and by us into a run's own config.yaml.
-_RUN = {"model", "dataset", "nproc", "world_size", "ip", "port", "group_offset", "config_files"}
+_RUN = {"model", "dataset", "config_files"}
 # RecBole takes several types for these.
 _FLEXIBLE = {"gpu_id", "topk", "metrics", "eval_args", "train_neg_sample_args", "load_col"}
 # What RecBole's nested keys hold; it passes over any other in silence.

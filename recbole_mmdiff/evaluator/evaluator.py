@@ -12,6 +12,7 @@ from recbole.data.interaction import Interaction
 from recbole.evaluator.register import metrics_dict
 from recbole.utils import ModelType
 
+from recbole_mmdiff import distributed
 from recbole_mmdiff.config import SAMPLED_MODE
 from recbole_mmdiff.data.domain import DomainDataset
 from recbole_mmdiff.data.preparation import Parts, seen_pairs
@@ -125,11 +126,11 @@ class Evaluator:
     @torch.no_grad()
     def _predict(self, model, part) -> np.ndarray:
         scores = []
-        for rows in torch.arange(len(part)).split(ROWS_AT_ONCE):
+        for rows in torch.arange(len(part))[distributed.part_of(len(part))].split(ROWS_AT_ONCE):
             batch = part.join(Interaction(
                 {name: part.inter_feat[name][rows] for name in part.inter_feat}))
             scores.append(model.predict(batch.to(model.device)).view(-1).cpu())
-        return torch.cat(scores).numpy()
+        return distributed.gathered(torch.cat(scores), len(part)).numpy()
 
     def _labels(self, model, part) -> np.ndarray | None:
         """What ``predict`` should have said: ratings, or 0/1 labels of a click model."""

@@ -10,6 +10,7 @@ from recbole.evaluator.collector import Collector, DataStruct
 from recbole.evaluator.register import metrics_dict
 from torch import Tensor
 
+from recbole_mmdiff import distributed
 from recbole_mmdiff.negatives import KnownItems
 
 
@@ -76,11 +77,12 @@ def scored_chunks(model, requests: Requests, chunk_elements: int,
     """Score the candidate items of all requests, ``chunk_elements`` scores at a time.
 
     Yields:
-        numbers (b,) of some requests, their rows, and scores (b, num_candidates): minus infinity for
-        [PAD] and whatever else is left out.
+        numbers (b,) of some of this process's requests, their rows, and scores (b, num_candidates): minus
+        infinity for [PAD] and whatever else is left out.
     """
     device, chunk = model.device, max(1, chunk_elements // requests.num_items)
-    for numbers in torch.arange(len(requests.rows), device=device).split(chunk):
+    own = torch.arange(len(requests.rows), device=device)[distributed.part_of(len(requests.rows))]
+    for numbers in own.split(chunk):
         picked = numbers.to(requests.rows[requests.uid_field].device)
         rows = Interaction({name: requests.rows[name][picked] for name in requests.rows}).to(device)
         scores = score_all(model, rows, requests, pairs_at_once)[:, :requests.num_candidates]
@@ -117,16 +119,15 @@ def full_ranking(model, requests: Requests, k: int, chunk_elements: int,
         hits.append(requests.positives.contains(numbers[:, None], head).cpu())
         if collector is not None:
             collector.eval_batch_collect(scores, rows, *requests.positives.rows(numbers))
-    ranking = Ranking(torch.cat(heads), torch.cat(hits), requests.positives.counts.cpu())
-    _fill_struct(ranking, collector)
-    return ranking
-
-
-def _fill_struct(ranking: Ranking, collector: Collector | None) -> None:
+    count = len(requests.rows)
+    heads, hits = (distributed.gathered(torch.cat(part), count) for part in (heads, hits))
+    ranking = Ranking(heads, hits, requests.positives.counts.cpu())
     ranking.struct.set("rec.items", ranking.items)
     ranking.struct.set("rec.topk", torch.cat([ranking.hits, ranking.relevant[:, None]], dim=1))
     if collector is not None:
-        ranking.struct.set("rec.meanrank", collector.get_data_struct().get("rec.meanrank"))
+        found = collector.get_data_struct().get("rec.meanrank")
+        ranking.struct.set("rec.meanrank", distributed.gathered(found, count))
+    return ranking
 
 
 class RankingMetrics:

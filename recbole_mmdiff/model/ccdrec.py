@@ -1,6 +1,7 @@
 """CCDRec: curriculum conditioned diffusion, plugged into a multimodal recommender."""
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from recbole_mmdiff.diffusion import (
     linear_schedule,
     q_sample,
 )
+from recbole_mmdiff.distributed import by_parts
 from recbole_mmdiff.errors import ConfigError, at_least, in_words_of, one_of, share
 from recbole_mmdiff.model.backbone import Backbone
 from recbole_mmdiff.model.base import take
@@ -145,7 +147,7 @@ class CCDRec(PairwiseRecommender):
             negatives = torch.cat([easy, self.curricular_items(rows)], 1)
             weights = self.negative_weights
         items = torch.unique(torch.cat([rows.positives[:, None], negatives], 1))
-        projected = Projected(items, self.backbone.features.project(items))
+        projected = Projected(items, by_parts(self.backbone.features.project, items))
         predicted, diffusion = self.denoised(
             projected, fold_in(self.seed, self.epoch, 10, int(rows.samples[0])))
         tables = self.joined(items, predicted)
@@ -173,8 +175,8 @@ class CCDRec(PairwiseRecommender):
         step = 1 + (uniform * self.schedule.num_steps).long()
         noise = keyed_normal(items, self.size, fold_in(seed, 1), embedding.dtype)
         noised = q_sample(embedding, noise, *self.schedule.alpha_sigma_at(step, embedding.dtype))
-        predicted = self.estimator(noised, (step - 1).to(embedding.dtype), projected.features,
-                                   self.backbone.features.present[items])
+        predicted = by_parts(self.estimator, noised, (step - 1).to(embedding.dtype), projected.features,
+                             self.backbone.features.present[items])
         return predicted, diffusion_loss(predicted, embedding, noise, "x0", "mse")
 
     def joined(self, items: Tensor, predicted: Tensor) -> Representations:
@@ -199,13 +201,14 @@ class CCDRec(PairwiseRecommender):
         self.eval()
         items = torch.arange(self.n_items, device=self.device)
         seed = fold_in(self.seed, epoch, 11)
-        states = torch.cat([self._reversed(part, seed) for part in items.split(ROWS_AT_ONCE)], 1)
+        states = torch.cat([by_parts(partial(self._reversed, seed=seed), part)
+                            for part in items.split(ROWS_AT_ONCE)]).movedim(1, 0)
         self.aligned.copy_(states[-1])
         self.pools = torch.cat([states, self.representations().items[None]])
         self.train(training)
 
     def _reversed(self, items: Tensor, seed: int) -> Tensor:
-        """(4, b, d): the states of items (b,) on their way back from step T."""
+        """(b, 4, d): the states of items (b,) on their way back from step T."""
         steps = self.schedule.num_steps
         kept = [math.ceil(quarter * steps / 4) for quarter in range(1, 5)]
         features, embedding = self.backbone.features, self.backbone.item_embedding.weight[items]
@@ -219,7 +222,7 @@ class CCDRec(PairwiseRecommender):
         start = q_sample(embedding, noise(-1, embedding), self.schedule.alpha(1.0), self.schedule.sigma(1.0))
         ddpm(lambda x, t: self.estimator.attend(x, t * steps - 1, static), start, self.schedule, noise,
              parametrisation="x0", callback=keep)
-        return torch.stack([states[done] for done in kept])
+        return torch.stack([states[done] for done in kept], 1)
 
     def representations(self) -> Representations:
         """The vectors that score: every item fused with its aligned representation."""

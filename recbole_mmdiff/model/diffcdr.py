@@ -19,6 +19,7 @@ from recbole_mmdiff.diffusion import (
     sample,
     sinusoidal_embedding,
 )
+from recbole_mmdiff.distributed import by_parts
 from recbole_mmdiff.errors import ConfigError, one_of
 from recbole_mmdiff.model.base import Stage, take
 from recbole_mmdiff.model.mapping import MappingRecommender
@@ -120,13 +121,13 @@ class DiffCDR(MappingRecommender):
         x_t = q_sample(x0, noise, *self.schedule.alpha_sigma_at(step))           # Eq. 5
         collapse = self.sampling_path != "general" and self.denoiser.is_affine
         network = self.denoiser.composed if collapse else self.denoiser
-        predicted = network(x_t, self.step_sinusoids.index_select(0, step - 1), condition, keep)
+        predicted = by_parts(network, x_t, self.step_sinusoids.index_select(0, step - 1), condition, keep)
         return self.dim_weight * diffusion_loss(predicted, x0, noise, "eps", "smooth_l1")
 
     def alm_loss(self, interaction) -> Tensor:
         """L_ALM + lambda L_task (Eqs. 6 and 7) of a batch of rating rows."""
         users, place = torch.unique(interaction[self.USER_ID], return_inverse=True)
-        aligned = take(self.alm(self.sampled_vectors(users)), place)
+        aligned = take(self.alm(by_parts(self.sampled_vectors, users)), place)
         norm = functional.smooth_l1_loss if self.alignment_norm == 1 else functional.mse_loss
         truth = self.target_vectors(interaction[self.USER_ID])
         loss = self.alignment_weight * norm(aligned, truth)                               # Eq. 6

@@ -1,5 +1,6 @@
 """MCDRec: item embeddings denoised under their modalities, and a graph denoised by them."""
 
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -17,6 +18,7 @@ from recbole_mmdiff.diffusion import (
     linear_schedule,
     q_sample,
 )
+from recbole_mmdiff.distributed import by_parts
 from recbole_mmdiff.errors import at_least, in_words_of, share
 from recbole_mmdiff.graph import Edges, bipartite_adjacency, similarities
 from recbole_mmdiff.model.backbone import Backbone
@@ -114,8 +116,9 @@ class MCDRec(Backbone):
     @torch.no_grad()
     def after_epoch(self, epoch: int) -> None:
         """``denoised`` (n_items, d): the reverse process of all items."""
+        reverse = partial(self.reverse, seed=fold_in(self.seed, epoch, _REVERSE))
         for items in torch.arange(1, self.n_items, device=self.device).split(ROWS_AT_ONCE):
-            self.denoised[items] = self.reverse(items, fold_in(self.seed, epoch, _REVERSE))
+            self.denoised[items] = by_parts(reverse, items)
 
     def reverse(self, items: Tensor, seed: int) -> Tensor:
         """(b, d): the end of the reverse process of distinct items (b,), from e noised to step T."""
@@ -156,8 +159,8 @@ class MCDRec(Backbone):
                                        self.schedule.num_steps, self._seed(_STEPS))
         noise = keyed_normal(items, self.size, self._seed(_NOISE), embedding.dtype)
         noised = q_sample(embedding, noise, *self.schedule.alpha_sigma_at(steps, embedding.dtype))
-        predicted = self.network(noised, steps.to(noised.dtype), conditions[items],
-                                 self._uniforms(items, self.network.num_maps, _MAPS)).to(noised.dtype)
+        predicted = by_parts(self.network, noised, steps.to(noised.dtype), conditions[items],
+                             self._uniforms(items, self.network.num_maps, _MAPS)).to(noised.dtype)
         self._loss = diffusion_loss(predicted, embedding, noise, "x0", "mse")
         return self.denoised.index_copy(0, items, predicted)
 

@@ -1,5 +1,6 @@
 """MMDCDR: a multi-modal diffusion model for cross-domain recommendation."""
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ from recbole_mmdiff.diffusion import (
     q_sample,
     run_plan,
 )
+from recbole_mmdiff.distributed import by_parts
 from recbole_mmdiff.errors import ConfigError, at_least, in_words_of, one_of, share
 from recbole_mmdiff.model.base import Stage
 from recbole_mmdiff.model.contrastive import modality_contrastive_loss
@@ -142,13 +144,14 @@ class MMDCDR(ProfileRecommender):
     def _modality_loss(self, number: int, user: Tensor) -> Tensor:
         x0, has_target = self.domains["target"].profiles(self.names[number], user)
         condition, has_source = self.domains["source"].profiles(self.names[number], user)
-        losses = self._noise_errors(number, user, x0, condition) if self.use_diffusion \
-            else (self.denoisers[number](condition) - x0).square().mean(-1)
+        losses = by_parts(partial(self._errors, number), user, x0, condition)
         learned = has_target & has_source
         return (losses * learned).sum() / learned.sum().clamp(min=1)
 
-    def _noise_errors(self, number: int, user: Tensor, x0: Tensor, condition: Tensor) -> Tensor:
-        """(b,): mean squared error of the predicted noise."""
+    def _errors(self, number: int, user: Tensor, x0: Tensor, condition: Tensor) -> Tensor:
+        """(b,): mean squared error of the predicted noise, or of the predicted profile."""
+        if not self.use_diffusion:
+            return (self.denoisers[number](condition) - x0).square().mean(-1)
         step = keyed_antithetic_steps(user, self.schedule.num_steps, self._seed(_STEPS, number))
         noise = keyed_normal(user, x0.shape[1], self._seed(_NOISE, number))
         uniform = keyed_uniform(user, 1, self._seed(_DROP, number))
@@ -202,7 +205,8 @@ class MMDCDR(ProfileRecommender):
         condition, has_source = self.domains["source"].profiles(self.names[number], user)
         transferred = self.in_source[user]
         if transferred.any():
-            made = self.generated(number, user[transferred], condition[transferred], learning)
+            generated = partial(self.generated, number, learning=learning)
+            made = by_parts(generated, user[transferred], condition[transferred])
             profile[transferred] = made.to(profile.dtype)
         return profile, torch.where(transferred, has_source, has)
 

@@ -17,6 +17,7 @@ from recbole_mmdiff.diffusion import (
     keyed_uniform,
     q_sample,
 )
+from recbole_mmdiff.distributed import by_parts
 from recbole_mmdiff.errors import ConfigError, at_least, in_words_of, one_of, share
 from recbole_mmdiff.model.base import Stage
 from recbole_mmdiff.model.profile_recommender import ProfileRecommender
@@ -201,7 +202,8 @@ class MuSiC(ProfileRecommender):
         step = keyed_antithetic_steps(user, self.schedule.num_steps, self._seed(_STEPS))
         noise = keyed_normal(user, x0.shape[1], self._seed(_NOISE))
         x_t = q_sample(x0, noise, *self.schedule.alpha_sigma_at(step))                    # Eq. 4
-        predicted = self.denoiser(x_t, self.network_time(step), condition)
+        inputs = x_t, self.network_time(step), *([] if condition is None else [condition])
+        predicted = by_parts(self.denoiser, *inputs)
         losses = diffusion_loss(predicted, x0, noise, "x0", "mse", "none")
         target = self.domains["target"]
         known = torch.stack([target.profiles(name, user)[1] for name in target.profile_sizes]).any(0)
@@ -233,7 +235,8 @@ class MuSiC(ProfileRecommender):
         if not transferred.any():
             return vectors
         condition = self.user_features("source", user[transferred], learning)
-        made = self.generated(user[transferred], condition, learning) if self.use_diffusion else condition
+        generated = partial(self.generated, learning=learning)
+        made = by_parts(generated, user[transferred], condition) if self.use_diffusion else condition
         return vectors.index_put((transferred,), made.to(vectors.dtype))
 
     def vectors_from_profiles(self, user: Tensor, profiles: dict[str, tuple[Tensor, Tensor]]) -> Tensor:

@@ -6,6 +6,7 @@ from torch.nn import functional
 
 from recbole_mmdiff.data.ids import id_mask
 from recbole_mmdiff.data.loaders import rows_of_both_domains
+from recbole_mmdiff.distributed import by_parts
 from recbole_mmdiff.graph import bipartite_adjacency
 from recbole_mmdiff.model.base import take
 from recbole_mmdiff.model.dual import DOMAINS
@@ -139,9 +140,12 @@ class Domain(nn.Module):
         self.known.to(users.device)
         vectors = functional.normalize(take(tables.users, users), dim=-1)
         candidates, place = torch.unique(items, return_inverse=True)
-        scores = vectors @ functional.normalize(take(tables.items, candidates), dim=-1).T / temperature
-        known = self.known.among(users, candidates)
-        # Not minus infinity: of nothing but these, the gradient would be no number.
-        negatives = scores.masked_fill(known, torch.finfo(scores.dtype).min).logsumexp(1)
-        losses = negatives - scores.gather(1, place[:, None])[:, 0]
-        return losses.where(~known.all(1), 0).mean()
+        others = functional.normalize(take(tables.items, candidates), dim=-1).T / temperature
+
+        def losses_of(users: Tensor, vectors: Tensor, place: Tensor) -> Tensor:
+            scores, known = vectors @ others, self.known.among(users, candidates)
+            # Not minus infinity: of nothing but these, the gradient would be no number.
+            negatives = scores.masked_fill(known, torch.finfo(scores.dtype).min).logsumexp(1)
+            return (negatives - scores.gather(1, place[:, None])[:, 0]).where(~known.all(1), 0)
+
+        return by_parts(losses_of, users, vectors, place).mean()

@@ -5,6 +5,7 @@ from pathlib import Path
 from recbole.trainer import Trainer
 from recbole.utils import ModelType, get_trainer
 
+from recbole_mmdiff import distributed
 from recbole_mmdiff.data.preparation import Parts, train_loader
 from recbole_mmdiff.errors import ConfigError
 from recbole_mmdiff.storage import load_plain
@@ -58,6 +59,9 @@ def make_trainer(config, model, evaluator, checkpoint: Path | None = None) -> Tr
     special = get_trainer(config["MODEL_TYPE"], config["model"])
     staged = hasattr(type(model), "stages")
     base = StagedTrainer if staged or special.fit is Trainer.fit else HostedTrainer
+    if base is HostedTrainer and distributed.size() > 1:
+        raise ConfigError(f"nproc: {config['model']} is trained by a RecBole trainer of its own, which runs "
+                          f"in one process; leave it out")
     _refuse_keys_of_our_loop(config, model, base)
     if staged or special is Trainer:
         return StagedTrainer(config, model, evaluator, checkpoint)

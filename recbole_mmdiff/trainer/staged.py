@@ -11,8 +11,9 @@ from recbole.trainer import Trainer
 from recbole.utils import early_stopping, set_color
 from tqdm import tqdm
 
+from recbole_mmdiff import distributed
 from recbole_mmdiff.data.loaders import stage_loader
-from recbole_mmdiff.data.preparation import Parts, train_loader
+from recbole_mmdiff.data.preparation import Parts
 from recbole_mmdiff.diffusion.noise import fold_in
 from recbole_mmdiff.model.base import Stage
 from recbole_mmdiff.model.sampled_pairwise import SampledPairwise
@@ -23,6 +24,7 @@ from recbole_mmdiff.trainer.checkpoint import (
     save_checkpoint,
     set_random_state,
 )
+from recbole_mmdiff.trainer.sharing import begin_epoch, mean_loss, shared_loader
 from recbole_mmdiff.trainer.steps import Stepper, telling_of_weights
 
 
@@ -67,8 +69,11 @@ class StagedTrainer(Trainer):
         self.progress = Progress()
         self.best: dict | None = None
         self.stepper = Stepper(config, self.device)
-        # Stages are trained by us, everything else by RecBole's loader and loop.
-        self.staged = hasattr(model, "stages") or bool(config["negative_sampler"])
+
+    @property
+    def staged(self) -> bool:
+        """Whether it is trained by stages; everything else is by RecBole's loader and loop."""
+        return hasattr(self.model, "stages") or bool(self.config["negative_sampler"])
 
     # ---- the run -------------------------------------------------------------------------------
 
@@ -86,7 +91,7 @@ class StagedTrainer(Trainer):
         Returns:
             the best validation score and its results, as RecBole's Trainer.
         """
-        self.parts, self.verbose, self.saved = parts, verbose, saved
+        self.parts, self.verbose, self.saved = parts, verbose, saved and distributed.is_first()
         self.show_progress = bool(show_progress) and sys.stderr.isatty()
         self.callback = callback_fn
         stages = self._declared_stages()
@@ -116,7 +121,7 @@ class StagedTrainer(Trainer):
             return stage_loader(self.config, self.parts.train, stage.data,
                                 stage.batch_size or self.config["train_batch_size"], seed,
                                 stage.by_user)
-        loader = train_loader(self.config, self.parts.train)
+        loader = shared_loader(self.config, self.parts.train)
         if self.config["train_neg_sample_args"].get("dynamic", False):
             loader.get_model(self.model)
         return loader
@@ -171,12 +176,15 @@ class StagedTrainer(Trainer):
     def _run_epoch(self, stage: Stage, loader) -> None:
         epoch, started = self.progress.epoch, perf_counter()
         self.model.epoch = epoch
+        distributed.same_weights(self.model)    # Machines may differ in the last digit.
         if self.staged:
-            with telling_of_weights(self.model, f"epoch {epoch} of stage {stage.name!r}"):
+            with telling_of_weights(self.model, f"epoch {epoch} of stage {stage.name!r}"), \
+                    distributed.working_together():
                 loss = self._train_stage_epoch(stage, loader, epoch)
             self._check_finite(loss, stage, epoch)
         else:
-            loss = self._train_epoch(loader, epoch, show_progress=self.show_progress)
+            begin_epoch(self.config, loader, epoch)
+            loss = mean_loss(self._train_epoch(loader, epoch, show_progress=self.show_progress))
         entry = {"stage": stage.name, "epoch": epoch,
                  "loss": list(loss) if isinstance(loss, tuple) else loss,
                  # RecBole's loader of knowledge graphs does not tell.
@@ -302,7 +310,7 @@ class StagedTrainer(Trainer):
         if self.config["fused_optimizer"] and isinstance(optimizer, torch.optim.Adam):
             for group in optimizer.param_groups:
                 group["fused"], group["foreach"] = True, None
-        return optimizer
+        return optimizer if self.staged else distributed.averaging(optimizer)
 
 
 def _or(value, default):

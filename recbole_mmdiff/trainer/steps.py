@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
+from recbole_mmdiff import distributed
 from recbole_mmdiff.errors import at_least
 
 
@@ -66,10 +67,11 @@ class Stepper:
         with torch.autocast(self.device.type, self.half, enabled=self.amp):
             loss = loss_of(batch)
         self.scaler.scale(factor * loss).backward()
+        distributed.join_gradients(distributed.parameters_of(optimizer))
         if clip:
             # RecBole clips the scaled gradient; the norm is meant for the true one.
             self.scaler.unscale_(optimizer)
-            clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], **clip)
+            clip_grad_norm_(distributed.parameters_of(optimizer), **clip)
         self.scaler.step(optimizer)
         self.scaler.update()
         return loss.detach()
