@@ -9,7 +9,7 @@ import pytest
 import several
 import torch
 import yaml
-from running import Killed, write_item_features
+from running import CROSS_MODELS, FINETUNED_MODELS, RANKING_MODELS, SINGLE, Killed, write_item_features
 
 from recbole_mmdiff import distributed
 from recbole_mmdiff.config import Config
@@ -100,6 +100,43 @@ def test_recboles_models_share_their_batches(trained, model):
         assert torch.equal(value, second["weights"][name]), name
     assert first["history"][0]["loss"] == second["history"][0]["loss"]
     assert first["history"][0]["loss"] == pytest.approx(one["history"][0]["loss"], rel=0.02)
+
+
+@pytest.mark.slow
+def test_every_model_of_ours(tiny_config, ranking_config, pair_with_features, tmp_path):
+    """With a warm start, so that fine-tuning is among the stages."""
+    settings = {model: ranking_config(model, epochs=1) for model in RANKING_MODELS}
+    for model in CROSS_MODELS:
+        keys = {"train_neg_ratio": 1} if model in ("CoNet", "BiTGCF", "DisenCDR") else {}
+        split = {"split_protocol": "warm_start"} if model in FINETUNED_MODELS else {}
+        settings[model] = tiny_config(model, data_path=pair_with_features, **{**MEASURES, **keys, **split})
+    several.runs(settings, str(tmp_path / "alone"))
+    two(several.runs, settings=settings, folder=str(tmp_path / "both"))
+    for model in settings:
+        one, first, second = (load_plain(tmp_path / name) for name in (
+            f"alone/{model}-0.pth", f"both/{model}-0.pth", f"both/{model}-1.pth"))
+        assert first["losses"] == pytest.approx(one["losses"], rel=1e-3, abs=1e-4), model
+        assert all(torch.equal(value, second["weights"][name])
+                   for name, value in first["weights"].items()), model
+        for name, values in one["metrics"].items():
+            assert first["metrics"][name] == (values and pytest.approx(values, abs=1e-3)), (model, name)
+
+
+@pytest.mark.slow
+def test_models_of_recbole_of_every_kind(tiny_config, tmp_path):
+    """Both processes end with the same weights and the same metrics."""
+    general = ["ItemKNN", "EASE", "MultiVAE", "NeuMF", "NGCF", "DMF", "SGL", "SimpleX", "Pop", "DiffRec"]
+    settings = {model: tiny_config(model, **MEASURES) for model in (*general, "FM", "DeepFM")}
+    sequences = {**SINGLE, "eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO"}, "epochs": 1,
+                 "MAX_ITEM_LIST_LENGTH": 8}
+    settings["SASRec"] = tiny_config("SASRec", **sequences, train_neg_sample_args=None, loss_type="CE")
+    settings["FPMC"] = tiny_config("FPMC", **sequences)
+    two(several.runs, settings=settings, folder=str(tmp_path))
+    for model in settings:
+        first, second = (load_plain(tmp_path / f"{model}-{rank}.pth") for rank in (0, 1))
+        assert all(torch.equal(value, second["weights"][name])
+                   for name, value in first["weights"].items()), model
+        assert first["metrics"] == second["metrics"], model
 
 
 def test_the_first_process_alone_writes(trained):
