@@ -68,6 +68,9 @@ def _add_recommend(add) -> None:
     add("--users", metavar="WHO", help="cold, all, a file with one token a line, or tokens: A,B")
     add("--new-users", metavar="FILE", help="what users outside of the training rated in the source domain: "
         "an atomic file, or .csv")
+    add("--items", default="all", metavar="WHICH", help="what is ranked: all, cold, new, a file with one "
+        "token a line, or tokens: A,B")
+    add("--new-items", metavar="FOLDER", help="features of items outside of the data, which are ranked, too")
     add("-k", type=int, default=10, metavar="K", help="items for each user")
     add("--seen", default="train", help="rows whose items are left out: train, valid (and train) or all")
     add("--skip-unknown", action="store_true", help="leave out users of whom nothing is known")

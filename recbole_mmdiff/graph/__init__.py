@@ -8,7 +8,7 @@ from recbole_mmdiff.graph.bipartite import bipartite_adjacency, mean_of_items
 from recbole_mmdiff.graph.dropping import keep_by_degree
 from recbole_mmdiff.graph.edges import Edges, edge_dots, to_matrix, weighted_product
 from recbole_mmdiff.graph.hypergraph import hypergraph_convolution
-from recbole_mmdiff.graph.neighbours import nearest_neighbours, similarities
+from recbole_mmdiff.graph.neighbours import grown_neighbours, nearest_neighbours, similarities
 from recbole_mmdiff.graph.normalise import mix, normalise
 from recbole_mmdiff.graph.propagation import light_propagation, propagate, propagated_layers
 from recbole_mmdiff.graph.sparse import sparse_matrix, transpose
@@ -17,6 +17,7 @@ __all__ = [
     "Edges",
     "bipartite_adjacency",
     "edge_dots",
+    "grown_neighbours",
     "hypergraph_convolution",
     "keep_by_degree",
     "light_propagation",

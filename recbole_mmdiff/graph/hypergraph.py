@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 
-def hypergraph_convolution(membership: Tensor, vectors: Tensor) -> Tensor:
+def hypergraph_convolution(membership: Tensor, vectors: Tensor, readers: Tensor | None = None) -> Tensor:
     """D_V^-1/2 H D_E^-1 H^T D_V^-1/2 X, with a gradient for ``vectors``.
 
     D_V holds the row sums of H, D_E its column sums: the spectral norm is at most 1, so that layers
@@ -13,9 +13,11 @@ def hypergraph_convolution(membership: Tensor, vectors: Tensor) -> Tensor:
     Args:
         membership: H (n, k), not negative: the share of each of k hyperedges that a node has.
         vectors: X (n, d).
+        readers: (m, k) shares of other nodes, whose vectors are wanted; they take from the hyperedges and
+            give them nothing. None: the nodes themselves.
 
     Returns:
-        (n, d); zero for a node without a hyperedge.
+        (n, d), or (m, d); zero for a node without a hyperedge.
 
     Raises:
         ValueError: ``membership`` has another number of rows.
@@ -30,9 +32,14 @@ def hypergraph_convolution(membership: Tensor, vectors: Tensor) -> Tensor:
     with torch.autocast(vectors.device.type, enabled=False):
         dtype = torch.promote_types(membership.dtype, vectors.dtype)
         edges, vectors = membership.to(dtype), vectors.to(dtype)
-        nodes, groups = (_inverse(edges.sum(dim)) for dim in (1, 0))
-        weighted = edges * nodes.sqrt()[:, None]
-        return weighted @ (groups[:, None] * (weighted.T @ vectors))
+        groups, weighted = _inverse(edges.sum(0)), _by_node(edges)
+        readers = weighted if readers is None else _by_node(readers.to(dtype))
+        return readers @ (groups[:, None] * (weighted.T @ vectors))
+
+
+def _by_node(edges: Tensor) -> Tensor:
+    """D_V^-1/2 H."""
+    return edges * _inverse(edges.sum(1)).sqrt()[:, None]
 
 
 def _inverse(degrees: Tensor) -> Tensor:

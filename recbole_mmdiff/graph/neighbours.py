@@ -59,6 +59,45 @@ def nearest_neighbours(features: Tensor, k: int, present: Tensor | None = None,
     return Edges(members[rows], members[columns], values)
 
 
+@torch.no_grad()
+def grown_neighbours(features: Tensor, count: int, k: int, present: Tensor | None = None,
+                     block_elements: int = 2**24) -> Edges:
+    """``nearest_neighbours`` of the first ``count`` rows, and those of the rows behind them.
+
+    A row behind comes into the graph as if it came alone: its neighbours are itself and ``k`` - 1 of the
+    first ``count`` rows. It is nobody else's neighbour, so that the graph of these stays as it is.
+
+    Args:
+        features, k, present, block_elements: as in ``nearest_neighbours``.
+        count: rows from here on are the new ones.
+
+    Returns:
+        Edges as those of ``nearest_neighbours``; of the rows behind in no given order.
+
+    Raises:
+        ValueError: as ``nearest_neighbours``.
+    """
+    features = features.detach().float()
+    present = torch.ones(len(features), dtype=torch.bool, device=features.device) if present is None \
+        else present
+    grown = [nearest_neighbours(features[:count], k, present[:count], block_elements)]
+    lengths = torch.linalg.vector_norm(features, dim=1)
+    members = _members(lengths, present)
+    unit = features[members] / lengths[members, None]
+    old, new = members[members < count], members[members >= count]
+    known, others = unit.split([len(old), len(new)])
+    itself = torch.arange(len(new), device=members.device)
+    grown.append(Edges(new, new, edge_dots(others, others, itself, itself)))
+    wanted = min(k - 1, len(old))
+    with torch.autocast(features.device.type, enabled=False):
+        for places in itself.split(max(1, block_elements // max(1, len(old)))) if wanted else ():
+            rows, columns = _candidates(others[places] @ known.T, wanted, known.shape[1])
+            values = edge_dots(others[places], known, rows, columns)
+            order = _best(rows, values, wanted)
+            grown.append(Edges(new[places[rows[order]]], old[columns[order]], values[order]))
+    return Edges(*(torch.cat(parts) for parts in zip(*grown, strict=True)))
+
+
 def similarities(features: Tensor, edges: Edges, block_elements: int = 2**20) -> Tensor:
     """The cosine similarity of each edge's two rows, with a gradient for ``features``.
 
@@ -98,13 +137,17 @@ def _neighbours_of(block: slice, unit: Tensor, k: int) -> tuple[Tensor, ...]:
     similar = unit[block] @ unit.T
     similar.diagonal(block.start).fill_(torch.inf)      # A row is always its own candidate.
     rows, columns = _candidates(similar, k, unit.shape[1])
-    counts = rows.bincount(minlength=block.stop - block.start)
-    rank = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
     values = edge_dots(unit[block], unit, rows, columns)
-    itself = rows + block.start == columns
-    order = values.masked_fill(itself, torch.inf).argsort(descending=True, stable=True)
-    order = order[rows[order].argsort(stable=True)][rank < k]
+    order = _best(rows, values.masked_fill(rows + block.start == columns, torch.inf), k)
     return rows[order] + block.start, columns[order], values[order]
+
+
+def _best(rows: Tensor, values: Tensor, k: int) -> Tensor:
+    """Places of the ``k`` largest values of each row, by row and falling value; ``rows`` (m,) are sorted."""
+    counts = rows.bincount()
+    rank = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
+    order = values.argsort(descending=True, stable=True)
+    return order[rows[order].argsort(stable=True)][rank < k]
 
 
 def _candidates(similar: Tensor, k: int, dim: int) -> tuple[Tensor, Tensor]:

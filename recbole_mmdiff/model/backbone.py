@@ -1,7 +1,9 @@
 """What CCDRec asks of the model that it is plugged into."""
 
+import torch
 from torch import Tensor
 
+from recbole_mmdiff.data.new_items import NewItems
 from recbole_mmdiff.model.item_features import ItemFeatures
 from recbole_mmdiff.model.pairwise import PairwiseRecommender
 from recbole_mmdiff.model.representations import Representations
@@ -46,6 +48,30 @@ class Backbone(PairwiseRecommender):
         """The vectors that score, of both parts."""
         return Representations(collaborative.users, collaborative.items + higher,
                                tuple(layer + higher for layer in collaborative.layers))
+
+    @torch.no_grad()
+    def vectors_of_new_items(self, items: NewItems) -> tuple[Tensor, Tensor]:
+        """The two parts of items without rows and without a start vector of their own, joined: h hat out of
+        ``higher_of_new_items``, and for h tilde 0."""
+        higher = self.higher_of_new_items(items)
+        return self.joined_alone(torch.zeros_like(higher), higher)
+
+    def joined_alone(self, start: Tensor, higher: Tensor) -> tuple[Tensor, Tensor]:
+        """Vectors and offsets of items without rows, of their start vectors and h hat (m, d)."""
+        alone = Representations(higher[:0], self.collaborative_alone(start))
+        return self.join(alone, higher).items, higher.new_zeros(len(higher))
+
+    def higher_of_new_items(self, items: NewItems) -> Tensor:
+        """(m, d): ``higher_items`` of items outside of the training, whose start vectors are 0.
+
+        Raises:
+            ConfigError: the model cannot tell them.
+        """
+        return super().vectors_of_new_items(items)[0]
+
+    def collaborative_alone(self, start: Tensor) -> Tensor:
+        """(m, d): ``collaborative`` of items without rows, out of their start vectors (m, d)."""
+        raise NotImplementedError
 
     def representations(self) -> Representations:
         """The vectors of all users and items, with gradient."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from recbole_mmdiff.data.ids import id_mask
+from recbole_mmdiff.data.new_items import NewItems
 from recbole_mmdiff.errors import ConfigError, DataError
 from recbole_mmdiff.model.new_users import SourceRows
 
@@ -168,6 +169,18 @@ class StagedRecommender(GeneralRecommender):
         """
         raise ConfigError(f"new users: {type(self).__name__} makes no vectors of users out of source ratings "
                           f"alone; train it with them, or use MMDCDR, MuSiC, DiffCDR, EMCDR, LACDR or SIEOUG")
+
+
+    def vectors_of_new_items(self, items: NewItems) -> tuple[Tensor, Tensor]:
+        """(m, k) and (m,): what ``item_factors`` and ``item_offset`` would be of items outside of the
+        training, out of their features.
+
+        Raises:
+            ConfigError: the model cannot tell them.
+        """
+        raise ConfigError(f"new items: {type(self).__name__} makes no vectors of items out of features "
+                          f"alone; train it with them, or use MMDCDR, MuSiC, P2M2CDR, SIEOUG, CCDRec (on "
+                          f"FREEDOM or LATTICE), FREEDOM, LATTICE or VBPR")
 
 
 class OffsetRecommender(StagedRecommender):

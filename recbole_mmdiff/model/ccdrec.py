@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from recbole_mmdiff.data.loaders import SAMPLE_ID
+from recbole_mmdiff.data.new_items import NewItems
 from recbole_mmdiff.diffusion import (
     TokenAttention,
     ddpm,
@@ -209,11 +210,15 @@ class CCDRec(PairwiseRecommender):
 
     def _reversed(self, items: Tensor, seed: int) -> Tensor:
         """(b, 4, d): the states of items (b,) on their way back from step T."""
-        steps = self.schedule.num_steps
-        kept = [math.ceil(quarter * steps / 4) for quarter in range(1, 5)]
         features, embedding = self.backbone.features, self.backbone.item_embedding.weight[items]
         static = self.estimator.static(features.project(items), features.present[items])
-        states, noise = {}, keyed_noise(items, seed)
+        return self._states(items, embedding, static, seed)
+
+    def _states(self, keys: Tensor, embedding: Tensor, static, seed: int) -> Tensor:
+        """(b, 4, d): the states of items with these start vectors (b, d), noise being drawn by ``keys``."""
+        steps = self.schedule.num_steps
+        kept = [math.ceil(quarter * steps / 4) for quarter in range(1, 5)]
+        states, noise = {}, keyed_noise(keys, seed)
 
         def keep(done: int, x: Tensor) -> None:
             if done in kept:
@@ -227,6 +232,19 @@ class CCDRec(PairwiseRecommender):
     def representations(self) -> Representations:
         """The vectors that score: every item fused with its aligned representation."""
         return self._with_items(self.fused_items())
+
+    @torch.no_grad()
+    def vectors_of_new_items(self, items: NewItems) -> tuple[Tensor, Tensor]:
+        """Of items outside of the training: e^f of the backbone's h hat (``Backbone.higher_of_new_items``)
+        and of the end of the reverse process under their features, from a start vector of 0. All of them
+        have one noise, that of an id behind the last, so that none depends on which others there are."""
+        higher, features = self.backbone.higher_of_new_items(items), self.backbone.features
+        static = self.estimator.static(features.project_new(items), features.present_of(items))
+        keys = torch.full((len(items),), self.n_items, device=higher.device)
+        aligned = self._states(keys, torch.zeros_like(higher), static, fold_in(self.seed, 11))[:, -1]
+        fused = torch.lerp(higher, aligned, self.mu)
+        start = fused if self.reference == "code" else torch.zeros_like(fused)
+        return self.backbone.joined_alone(start, fused)
 
     def fused_items(self) -> Tensor:
         """e^f (n_items, d) of all items, out of their aligned representations."""

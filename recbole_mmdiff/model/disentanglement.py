@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from recbole_mmdiff.data.ids import id_mask
+from recbole_mmdiff.data.new_items import NewItems
 from recbole_mmdiff.diffusion import keyed_uniform
 from recbole_mmdiff.graph import mean_of_items
 
@@ -59,6 +60,12 @@ class DomainEncoder(nn.Module):
         items = self.item_embedding(item) + sum(part.of_items(item) for part in self.modalities)
         return functional.pad(self.item_layer(items), (0, 1), value=1.0)
 
+    def vectors_of_new_items(self, items: NewItems) -> tuple[Tensor, Tensor]:
+        """[v_i, 1] (m, k + 1) and mu (m,) of items without rows, of their modalities alone."""
+        found = sum(part.of_new_items(values, items.present(missing))
+                    for part, (values, missing) in zip(self.modalities, items.features.values(), strict=True))
+        return functional.pad(self.item_layer(found), (0, 1), value=1.0), self.mean.expand(len(items))
+
     def item_offset(self, item: Tensor) -> Tensor:
         """(b,): mu + b_i of items (b,)."""
         return self.mean + self.item_bias(item).squeeze(-1)
@@ -77,11 +84,13 @@ class Modality(nn.Module):
     def __init__(self, features: Tensor, present: Tensor, users: Tensor, items: Tensor,
                  num_users: int, size: int):
         super().__init__()
-        features = standardized(features, present, id_mask(items, len(features)))
+        center, scale = units(features[present & id_mask(items, len(features))])
+        features = present[:, None] * (features - center) / scale
         rows = present[items]
         mean = mean_of_items(users[rows], items[rows], num_users, len(features))
         known = torch.bincount(users[rows], minlength=num_users) > 0
-        for name, value in (("item", features), ("item_present", present[:, None]),
+        for name, value in (("center", center), ("scale", scale),
+                            ("item", features), ("item_present", present[:, None]),
                             ("user", standardized(mean @ features, known)),
                             ("user_present", known[:, None])):
             self.register_buffer(name, value, persistent=False)
@@ -91,6 +100,11 @@ class Modality(nn.Module):
     def of_items(self, item: Tensor) -> Tensor:
         """(b, d): relu of the layer of items' features, zero without features."""
         return self.item_present[item] * self.item_layer(self.item[item]).relu()
+
+    def of_new_items(self, values: Tensor, present: Tensor) -> Tensor:
+        """(m, d): the same of features (m, dim) of items outside of the data set, and of which have some
+        (m,)."""
+        return present[:, None] * self.item_layer((values - self.center) / self.scale).relu()
 
     def of_users(self, user: Tensor) -> Tensor:
         """(b, d): relu of the layer of the means of users' items, zero without such items."""
@@ -103,16 +117,18 @@ def _present(missing: Tensor, policy: str) -> Tensor:
     return present
 
 
-def standardized(matrix: Tensor, rows: Tensor, seen: Tensor | None = None) -> Tensor:
-    """Columns centred and scaled over the marked rows (n,) of (n, d), all other rows zero; with
-    ``seen`` (n,) over those among them, such as the items of training rows."""
-    found = matrix[rows if seen is None else rows & seen]
-    if not len(found):
-        return torch.zeros_like(matrix)
-    scale = found.std(0, correction=0).clamp(min=1e-6)
-    result = torch.zeros_like(matrix)
-    result[rows] = (matrix[rows] - found.mean(0)) / scale
-    return result
+def standardized(matrix: Tensor, rows: Tensor) -> Tensor:
+    """Columns centred and scaled over the marked rows (n,) of (n, d), all other rows zero."""
+    center, scale = units(matrix[rows])
+    return rows[:, None] * (matrix - center) / scale
+
+
+def units(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (d,) and standard deviation (d,) of the columns of (n, d); without a row 0 and infinity, which
+    make everything 0."""
+    if not len(matrix):
+        return matrix.new_zeros(matrix.shape[1]), matrix.new_full((matrix.shape[1],), torch.inf)
+    return matrix.mean(0), matrix.std(0, correction=0).clamp(min=1e-6)
 
 
 def keyed_laplace(keys: Tensor, dim: int, seed: int, scale: float) -> Tensor:

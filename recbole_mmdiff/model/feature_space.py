@@ -1,7 +1,7 @@
 """Item features of both domains in one space, and which modalities there are."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -20,10 +20,20 @@ class Features:
     Attributes:
         values: (n, k) float32, a row for each id, zero where there is none.
         known: (n,) bool, whether there is one.
+        center, axes: (dim,) and (dim, k): what was subtracted from the features in the files, and what they
+            were then multiplied with; None where they are as in the files.
     """
 
     values: Tensor
     known: Tensor
+    center: Tensor | None = None
+    axes: Tensor | None = None
+
+    def of(self, values: Tensor, known: Tensor) -> Tensor:
+        """(m, k): the same of other features (m, dim), zero where not ``known`` (m,)."""
+        if self.axes is not None:
+            values = (values - self.center) @ self.axes
+        return values * known[:, None]
 
 
 def shared_modalities(dataset, names: list[str] | None) -> list[str]:
@@ -118,7 +128,8 @@ def _reduced(found: dict[str, dict[str, Features]], seen: dict[str, Tensor],
                                          for name in group], size)
             for name in group:
                 values, known = parts[name].values, parts[name].known
-                reduced[name][modality] = Features((values - mean) @ axes * known[:, None], known)
+                made = Features(values, known, mean, axes)
+                reduced[name][modality] = replace(made, values=made.of(values, known))
     return reduced
 
 

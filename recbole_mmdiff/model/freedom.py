@@ -2,13 +2,15 @@
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
+from recbole_mmdiff.data.new_items import NewItems
 from recbole_mmdiff.diffusion import fold_in
 from recbole_mmdiff.errors import at_least, share
 from recbole_mmdiff.graph import bipartite_adjacency, propagate
 from recbole_mmdiff.model.backbone import Backbone
 from recbole_mmdiff.model.base import take
-from recbole_mmdiff.model.item_graph import item_graph, modality_weights
+from recbole_mmdiff.model.item_graph import grown_edges, item_graph, joined_graph, modality_weights
 from recbole_mmdiff.model.pairwise import Projected, Triples, Vectors, bpr_loss
 from recbole_mmdiff.model.representations import Representations, lightgcn
 from recbole_mmdiff.model.user_item_graph import distinct_edges, kept_edges
@@ -48,8 +50,9 @@ class FREEDOM(Backbone):
         self.dropout, self.reg_weight = config["dropout"], config["reg_weight"]
         self.register_buffer("edges", distinct_edges(dataset), persistent=False)
         self.register_buffer("adjacency", self._adjacency(self.edges), persistent=False)
-        weights = modality_weights(config["modality_weights"], self.features.names)
-        graph, transposed = item_graph(self.features, config["knn_k"], weights, config["device"])
+        self.knn_k = config["knn_k"]
+        self.modality_weights = modality_weights(config["modality_weights"], self.features.names)
+        graph, transposed = item_graph(self.features, self.knn_k, self.modality_weights, config["device"])
         self.register_buffer("item_graph", graph, persistent=False)
         self.register_buffer("item_graph_transposed", transposed, persistent=False)
         self.epoch_adjacency: Tensor | None = None
@@ -77,6 +80,25 @@ class FREEDOM(Backbone):
         for _ in range(self.num_item_layers):
             higher = propagate(self.item_graph, higher, self.item_graph_transposed)
         return higher
+
+    def higher_of_new_items(self, items: NewItems) -> Tensor:
+        """(m, d): S^L E where each new item is one more row of S: itself, with the start vector 0, and its
+        ``knn_k`` - 1 nearest items of the data set.
+
+        Equal to what an item of the data set without rows has, but for the start vector of that, which is
+        random and pushed away as a negative, and for the rows of other items in which it stands itself.
+        """
+        parts = grown_edges(items, self.features.names, self.knn_k)
+        count = self.n_items + len(items)
+        graph = joined_graph(parts, self.modality_weights, count)
+        higher = functional.pad(self.item_embedding.weight, (0, 0, 0, len(items)))
+        for _ in range(self.num_item_layers):
+            higher = propagate(graph, higher)
+        return higher[self.n_items:]
+
+    def collaborative_alone(self, start: Tensor) -> Tensor:
+        """LightGCN's mean of layers, of which only the first is not 0."""
+        return start / (self.num_layers + 1)
 
     def collaborative(self, items: Tensor) -> Representations:
         """h tilde of users and items, on the epoch's graph while training."""

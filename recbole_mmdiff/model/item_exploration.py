@@ -5,12 +5,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from recbole_mmdiff.data.modalities import item_modalities
+from recbole_mmdiff.data.new_items import NewItems
 from recbole_mmdiff.errors import at_least, in_words_of
 from recbole_mmdiff.graph import (
     Edges,
+    grown_neighbours,
     hypergraph_convolution,
     light_propagation,
-    nearest_neighbours,
     normalise,
     to_matrix,
     transpose,
@@ -52,9 +53,12 @@ class ItemExploration(nn.Module):
         super().__init__()
         for key, value in (("knn_k", knn_k), ("num_clusters", num_clusters), ("num_layers", num_layers)):
             at_least(key, value, 1)
-        self.num_layers = num_layers
+        self.num_layers, self.knn_k, self.graph_weight = num_layers, knn_k, graph_weight
+        self.names = modality_names(dataset, names or None)
         with torch.no_grad():
-            fused, features = _fused_graph(dataset, names, policy, knn_k, graph_weight, device)
+            modalities = {name: tuple(part.to(device) for part in parts)
+                          for name, parts in item_modalities(dataset, self.names, policy).items()}
+            fused, features = _fused_graph(modalities, dataset.item_num, knn_k, graph_weight)
             with in_words_of("num_clusters, cluster_weight, anneal_from"):
                 gamma = _clusters(fused, features, num_clusters, eta=cluster_weight, anneal_from=anneal_from,
                                   seed=seed).cpu()
@@ -73,7 +77,11 @@ class ItemExploration(nn.Module):
         """V (n_items, d) of the items' start vectors and of those of the graph of users and items, each
         (n_items, d) (Eqs. 12 to 15)."""
         similar = light_propagation(self.item_graph, start, self.num_layers, self.item_graph_transposed)
-        parts = torch.stack([collaborative, similar, self.grouped(start)], 1)
+        return self._joined(collaborative, similar, self.grouped(start))
+
+    def _joined(self, *parts: Tensor) -> Tensor:
+        """(n, d): three vectors of each item, weighed by attention (Eqs. 14 and 15)."""
+        parts = torch.stack(parts, 1)
         weights = (parts * self.attention).sum(-1, keepdim=True).softmax(1)
         return (weights * parts).sum(1)
 
@@ -83,6 +91,36 @@ class ItemExploration(nn.Module):
         for layer in self.weights:
             vectors = layer(hypergraph_convolution(self.gamma, vectors))
             total = total + vectors
+        return total / (self.num_layers + 1)
+
+    def of_new_items(self, start: Tensor, items: NewItems) -> Tensor:
+        """(m, d): V of items outside of the data set, without rows and with the start vector 0.
+
+        Each is one more row of A, which RISGF fuses of its own top ``knn_k`` (entry by entry, so that the
+        others stay), and is in the groups of its neighbours in A, each weighed by its entry. SISHE would put
+        it nearly wholly into one of these: of a known item without rows, the part of similar items is the
+        same but for its start vector, that of groups is near.
+
+        Args:
+            start: (n_items, d), of the data set's items.
+            items: the others.
+        """
+        known, count = len(start), len(start) + len(items)
+        fused, _ = _fused_graph({name: items.whole(name) for name in self.names}, known, self.knn_k,
+                                self.graph_weight)
+        graph = to_matrix(normalise(fused, count, "symmetric"), (count, count))
+        vectors, gamma = (functional.pad(table, (0, 0, 0, len(items))) for table in (start, self.gamma))
+        similar = light_propagation(graph, vectors, self.num_layers)[known:]
+        votes = to_matrix(fused, (count, count)) @ gamma
+        gamma = functional.normalize(votes[known:], p=1, dim=1)
+        return self._joined(torch.zeros_like(similar), similar, self._grouped_new(start, gamma))
+
+    def _grouped_new(self, vectors: Tensor, gamma: Tensor) -> Tensor:
+        """(m, d): ``grouped`` of items with the start vector 0, in groups by ``gamma`` (m, K)."""
+        total = vectors.new_zeros(len(gamma), vectors.shape[1])
+        for layer in self.weights:
+            total = total + layer(hypergraph_convolution(self.gamma, vectors, gamma))
+            vectors = layer(hypergraph_convolution(self.gamma, vectors))
         return total / (self.num_layers + 1)
 
 
@@ -129,20 +167,24 @@ class MayExploreItems(ExploresItems):
         return self.explorations[name](items, items) if self.explorations else items
 
 
-def _fused_graph(dataset, names: list[str] | None, policy: str, knn_k: int, graph_weight: float,
-                 device: torch.device) -> tuple[Edges, Tensor]:
-    """The entries of A, and the features of all modalities side by side (n_items, d), each of length 1."""
-    names = modality_names(dataset, names or None)
+def _fused_graph(modalities: dict[str, tuple[Tensor, Tensor]], count: int, knn_k: int, graph_weight: float
+                 ) -> tuple[Edges, Tensor]:
+    """The entries of A, and the features of all modalities side by side (n, d), each of length 1.
+
+    Args:
+        modalities: name -> features (n, dim), and which items lack them (n,).
+        count: items from here on are new: nobody's neighbours.
+    """
     graphs, present, features = [], [], []
-    for values, missing in item_modalities(dataset, names, policy).values():
-        values = functional.normalize(values.to(device), dim=1)
-        known = (~missing).to(device) & (values != 0).any(1)
+    for values, missing in modalities.values():
+        values = functional.normalize(values, dim=1)
+        known = ~missing & (values != 0).any(1)
         known[0] = False
-        graphs.append(nearest_neighbours(values, knn_k, known))
+        graphs.append(grown_neighbours(values, count, knn_k, known))
         present.append(known)
         features.append(values)
     with in_words_of("graph_weight"):
-        fused, _ = fuse_graphs(graphs, dataset.item_num, graph_weight, present=torch.stack(present, 1))
+        fused, _ = fuse_graphs(graphs, len(missing), graph_weight, present=torch.stack(present, 1))
     return fused, torch.cat(features, 1)
 
 

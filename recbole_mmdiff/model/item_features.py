@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from recbole_mmdiff.data.modalities import item_modalities, item_modality_names
+from recbole_mmdiff.data.new_items import NewItems
 from recbole_mmdiff.errors import ConfigError
 
 
@@ -73,6 +74,14 @@ class ItemFeatures(nn.Module):
         if self.trainable:
             return self.project(torch.arange(len(self.present), device=self.present.device))
         return self._projected([self.table(number) for number in range(len(self.names))], self.present)
+
+    def present_of(self, items: NewItems) -> Tensor:
+        """(m, modalities) bool: what new items have."""
+        return torch.stack([items.present(items.features[name][1]) for name in self.names], 1)
+
+    def project_new(self, items: NewItems) -> Tensor:
+        """(m, modalities, size): ``project`` of new items."""
+        return self._projected([items.features[name][0] for name in self.names], self.present_of(items))
 
     def _projected(self, rows: list[Tensor], present: Tensor) -> Tensor:
         projected = [layer(part) for layer, part in zip(self.projections, rows, strict=True)]

@@ -3,9 +3,11 @@
 import torch
 from torch import Tensor, nn
 
+from recbole_mmdiff.data.new_items import NewItems
 from recbole_mmdiff.errors import ConfigError
 from recbole_mmdiff.graph import (
     Edges,
+    grown_neighbours,
     mix,
     nearest_neighbours,
     normalise,
@@ -40,6 +42,15 @@ def raw_edges(features: ItemFeatures, knn_k: int, device: torch.device) -> list[
     return [Edges(*(part.to(features.present.device) for part in edges)) for edges in found]
 
 
+def grown_edges(items: NewItems, names: list[str], knn_k: int) -> list[Edges]:
+    """``raw_edges`` over the data set's items and ``items`` behind them, which are nobody's neighbours."""
+    count, found = len(items.known[names[0]][0]), []
+    for name in names:
+        values, missing = items.whole(name)
+        found.append(grown_neighbours(values, count, knn_k, items.present(missing)))
+    return found
+
+
 @torch.no_grad()
 def item_graph(features: ItemFeatures, knn_k: int, weights: list[float], device: torch.device
                ) -> tuple[Tensor, Tensor]:
@@ -47,10 +58,15 @@ def item_graph(features: ItemFeatures, knn_k: int, weights: list[float], device:
     (of those that the item has): CSR (n_items, n_items) and its transpose. Neighbours are found on
     ``device``."""
     count = len(features.present)
-    parts = [normalise(edges._replace(values=torch.ones_like(edges.values)), count, "random_walk")
-             for edges in raw_edges(features, knn_k, device)]
-    matrix = to_matrix(mix(parts, weights, count, present=True), (count, count))
+    matrix = joined_graph(raw_edges(features, knn_k, device), weights, count)
     return matrix, transpose(matrix)
+
+
+def joined_graph(parts: list[Edges], weights: list[float], count: int) -> Tensor:
+    """CSR (count, count): equal weights for an item's neighbours, modalities joined by ``weights``."""
+    parts = [normalise(edges._replace(values=torch.ones_like(edges.values)), count, "random_walk")
+             for edges in parts]
+    return to_matrix(mix(parts, weights, count, present=True), (count, count))
 
 
 class LatentGraph(nn.Module):
@@ -78,19 +94,33 @@ class LatentGraph(nn.Module):
 
     def forward(self, features: ItemFeatures) -> Edges:
         """The edges of the (n_items, n_items) matrix, with a gradient for projections and weights."""
-        numbers, count = range(len(features.names)), len(features.present)
+        numbers = range(len(features.names))
         # The same graph as in evaluation, which has no autocast.
         with torch.autocast(features.present.device.type, enabled=False):
             projected = features.project_all()
-            learned = [self._learned(projected[:, number], features.present[:, number])
+            learned = [nearest_neighbours(projected[:, number], self.knn_k, features.present[:, number])
                        for number in numbers]
             raw = [Edges(*getattr(self, f"pairs_{number}"), getattr(self, f"values_{number}"))
                    for number in numbers]
-            weights = self.modality_logits.softmax(0)
-            weights = torch.cat([self.original_share * weights, (1 - self.original_share) * weights])
-            return mix([*raw, *learned], weights, count, present=True)
+            return self._mixed(raw, learned, projected)
 
-    def _learned(self, projected: Tensor, present: Tensor) -> Edges:
-        edges = nearest_neighbours(projected, self.knn_k, present)
-        edges = edges._replace(values=similarities(projected, edges))
-        return normalise(edges, len(present), "symmetric")
+    def grown(self, features: ItemFeatures, items: NewItems) -> Edges:
+        """The same of the data set's items and ``items`` behind them, (n_items + m, n_items + m): each comes
+        into the graph alone, as nobody's neighbour, and all other rows stay as they are."""
+        raw = grown_edges(items, features.names, self.knn_k)
+        projected = torch.cat([features.project_all(), features.project_new(items)])
+        count, present = len(features.present), torch.cat([features.present, features.present_of(items)])
+        raw = [normalise(edges, len(projected), "symmetric") for edges in raw]
+        learned = [grown_neighbours(projected[:, number], count, self.knn_k, present[:, number])
+                   for number in range(len(features.names))]
+        return self._mixed(raw, learned, projected)
+
+    def _mixed(self, raw: list[Edges], learned: list[Edges], projected: Tensor) -> Edges:
+        """Both kinds of graphs, of n items each: ``raw`` normalised, ``learned`` as neighbours among
+        ``projected`` (n, modalities, d)."""
+        count = len(projected)
+        learned = [normalise(edges._replace(values=similarities(projected[:, number], edges)), count,
+                             "symmetric") for number, edges in enumerate(learned)]
+        weights = self.modality_logits.softmax(0)
+        weights = torch.cat([self.original_share * weights, (1 - self.original_share) * weights])
+        return mix([*raw, *learned], weights, count, present=True)

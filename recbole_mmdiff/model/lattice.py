@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from recbole_mmdiff.data.new_items import NewItems
 from recbole_mmdiff.errors import at_least, share
 from recbole_mmdiff.graph import (
     Edges,
@@ -93,6 +94,20 @@ class LATTICE(Backbone):
     def _keep(self, edges: Edges) -> None:
         matrix = to_matrix(edges, (self.n_items, self.n_items))
         self._item_graph = matrix, transpose(matrix)
+
+    def higher_of_new_items(self, items: NewItems) -> Tensor:
+        """(m, d): A^L E where each new item is one more row of A, as in FREEDOM; A's learned part compares
+        the projections of its features."""
+        edges = self.latent_graph.grown(self.features, items)
+        graph = to_matrix(edges, (self.n_items + len(items),) * 2)
+        higher = functional.pad(self.item_embedding.weight, (0, 0, 0, len(items)))
+        for _ in range(self.num_item_layers):
+            higher = propagate(graph, higher)
+        return higher[self.n_items:]
+
+    def collaborative_alone(self, start: Tensor) -> Tensor:
+        """An item without rows has itself alone as a neighbour."""
+        return start
 
     def collaborative(self, items: Tensor) -> Representations:
         """LightGCN's users and items."""

@@ -252,12 +252,17 @@ class MMDCDR(ProfileRecommender):
 
     def modal_items(self, item: Tensor, learning: bool = False) -> Modal:
         """Projected features (b, d) of target items (b,) in each modality (Eq. 1)."""
-        vectors, present = [], []
-        for name, layer in zip(self.domains["target"].item_sizes, self.item_layers, strict=True):
-            values, known = self.item_features(name, item, learning)
-            vectors.append(layer(values) * known[:, None])
-            present.append(known)
-        return Modal(vectors, present)
+        return self._projected({name: self.item_features(name, item, learning)
+                                for name in self.domains["target"].item_sizes})
+
+    def _projected(self, features: dict[str, tuple[Tensor, Tensor]]) -> Modal:
+        vectors = [layer(values) * known[:, None]
+                   for layer, (values, known) in zip(self.item_layers, features.values(), strict=True)]
+        return Modal(vectors, [known for _, known in features.values()])
+
+    def vectors_from_features(self, features: dict[str, tuple[Tensor, Tensor]]) -> Tensor:
+        """(b, d): v^t of items by their features (Eqs. 1 and 11)."""
+        return self.fused(self.item_fusion, self._projected(features))
 
     def item_vectors(self, item: Tensor, learning: bool = False) -> Tensor:
         """(b, d): v^t of items (Eq. 11)."""

@@ -42,9 +42,9 @@ class FeatureExtractor(nn.Module):
         self.hidden, self.output = nn.Linear(inputs, hidden_size), nn.Linear(hidden_size, size)
         self.activation = ACTIVATIONS[activation]()
 
-    def forward(self, features: Tensor, ids: Tensor, seed: int | None) -> Tensor:
-        """f (b, size) of features (b, inputs) of users or items with these ids (b,); ``seed`` of the
-        dropout, None without."""
+    def forward(self, features: Tensor, ids: Tensor | None, seed: int | None) -> Tensor:
+        """f (b, size) of features (b, inputs) of users or items; with dropout of these ids (b,) by ``seed``,
+        None without."""
         hidden = self.activation(self.hidden(features))
         if self.dropout and seed is not None:
             kept = keyed_uniform(ids, self.hidden_size, seed) >= self.dropout
@@ -226,6 +226,11 @@ class MuSiC(ProfileRecommender):
         features = torch.cat([self.item_features(name, item, learning)[0]
                               for name in self.domains["target"].item_sizes], -1)
         return self.item_extractor(features, item, self._seed(_ITEM_DROP) if learning else None)
+
+    def vectors_from_features(self, features: dict[str, tuple[Tensor, Tensor]]) -> Tensor:
+        """(b, d): f_v of items by their features."""
+        values = torch.cat([values for values, _ in features.values()], -1)
+        return self.item_extractor(values, None, None)
 
     def user_vectors(self, user: Tensor, learning: bool = False) -> Tensor:
         """(b, d): f_u of the target of users (b,): generated, and of users without a source row that of

@@ -6,6 +6,7 @@ from torch.nn import functional
 
 from recbole_mmdiff.data.ids import id_mask
 from recbole_mmdiff.data.modalities import item_modalities
+from recbole_mmdiff.data.new_items import NewItems
 from recbole_mmdiff.diffusion import fold_in, keyed_uniform
 from recbole_mmdiff.errors import share
 from recbole_mmdiff.model.base import FinetunedOffset, OffsetRecommender, Stage, take
@@ -191,6 +192,13 @@ class P2M2CDR(OffsetRecommender):
     def item_factors(self, item: Tensor) -> Tensor:
         """(b, k + 1): [v_i, 1] of items."""
         return self.domains["target"].item_factors(item)
+
+    @torch.no_grad()
+    def vectors_of_new_items(self, items: NewItems) -> tuple[Tensor, Tensor]:
+        """[v_i, 1] and mu of items outside of the training, out of their modalities. An item of the data set
+        without rows also has the id vector that it started with, of ``init_std``; but for that the two are
+        equal."""
+        return self.domains["target"].vectors_of_new_items(items)
 
     def item_offset(self, item: Tensor) -> Tensor:
         """(b,): mu + b_i of items."""

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from recbole_mmdiff.data.ids import id_mask
+from recbole_mmdiff.data.new_items import NewItems
 from recbole_mmdiff.diffusion import fold_in, keyed_uniform, linear_schedule
 from recbole_mmdiff.errors import ConfigError, at_least, in_words_of, one_of, share
 from recbole_mmdiff.model.base import (
@@ -211,7 +212,8 @@ class ProfileRecommender(Forgetful, OffsetRecommender):
 
         A profile is the same function of rows for both; but for the user's own vector of the base
         factorisation, which is fitted to the fixed source items (``Factorization.fitted_user_factors``).
-        With ``sampling_noise`` they draw noise of their own.
+        With ``sampling_noise`` all of them have one noise, that of an id behind the last, so that nobody
+        depends on which others there are.
 
         Raises:
             ConfigError: users are described by features of their own, which rows do not tell.
@@ -224,11 +226,26 @@ class ProfileRecommender(Forgetful, OffsetRecommender):
         if source.factorization is not None and source.id_profile != "mean":
             vectors = source.factorization.fitted_user_factors(rows, self.reg_weight)
         profiles = source.profiles_of_rows(rows.user, rows.item, self._statistics(rows), vectors)
-        ids = self.n_users + torch.arange(rows.count, device=rows.user.device)
-        made = [self.vectors_from_profiles(ids[part], {name: (values[part], has[part])
-                                                       for name, (values, has) in profiles.items()})
-                for part in torch.arange(rows.count, device=ids.device).split(self.user_rows.chunk)]
+        keys = torch.full((rows.count,), self.n_users, device=rows.user.device)
+        made = [self.vectors_from_profiles(keys[part], {name: (values[part], has[part])
+                                                        for name, (values, has) in profiles.items()})
+                for part in torch.arange(rows.count, device=keys.device).split(self.user_rows.chunk)]
         return self.head.user_factors(torch.cat(made))
+
+    @torch.no_grad()
+    def vectors_of_new_items(self, items: NewItems) -> tuple[Tensor, Tensor]:
+        """v of items outside of the training, which is a function of features alone, and the mean rating.
+
+        Exactly those of an item of the data set with the same features and no training row: it has no id and
+        no bias either (unless ``train_neg_ratio`` drew it).
+        """
+        vectors = self.vectors_from_features(self.domains["target"].of_new_items(items))
+        return self.head.item_factors(vectors), self.head.mean.expand(len(items))
+
+    def vectors_from_features(self, features: dict[str, tuple[Tensor, Tensor]]) -> Tensor:
+        """(b, k): v of items: modality -> features (b, c), zero where there are none, and who has some
+        (b,)."""
+        raise NotImplementedError
 
     def vectors_from_profiles(self, user: Tensor, profiles: dict[str, tuple[Tensor, Tensor]]) -> Tensor:
         """(b, k): z generated from source profiles: modality -> (b, k) and who has one (b,); noise is drawn

@@ -1,9 +1,12 @@
 """Users as the means of the features of what they rated, in each of two domains."""
 
+from dataclasses import fields
+
 import torch
 from torch import Tensor, nn
 
 from recbole_mmdiff.data.ids import ids_with_rows
+from recbole_mmdiff.data.new_items import NewItems
 from recbole_mmdiff.graph import mean_of_items
 from recbole_mmdiff.model.bias import shrunken_item_biases, shrunken_means
 from recbole_mmdiff.model.factorization import Factorization
@@ -45,8 +48,7 @@ class DomainProfiles(Forgetful, nn.Module):
                      "item_seen": ids_with_rows(dataset, dataset.iid_field)}
         for kind, features in (("item", items), ("user", own)):
             for number, found in enumerate(features.values()):
-                constants |= {f"{kind}_values_{number}": found.values,
-                              f"{kind}_known_{number}": found.known}
+                constants |= {f"{kind}_{part}_{number}": value for part, value in vars(found).items()}
         for name, value in constants.items():
             self.register_buffer(name, value, persistent=False)
         for number, size in enumerate(self.profile_sizes.values()):
@@ -81,6 +83,19 @@ class DomainProfiles(Forgetful, nn.Module):
             scale = vectors[self.item_seen].square().mean().sqrt().clamp(min=1e-9)
             self.item_vectors = vectors / scale * self.item_seen[:, None]
         return self.item_vectors, self.item_seen
+
+    def of_new_items(self, items: NewItems) -> dict[str, tuple[Tensor, Tensor]]:
+        """Modality -> what ``items`` gives of items outside of the data set: features (m, k), and which are
+        known (m,). They have no ids."""
+        found = {}
+        for number, name in enumerate(self.content):
+            values, missing = items.features[name]
+            trained = Features(*(getattr(self, f"item_{part.name}_{number}") for part in fields(Features)))
+            found[name] = trained.of(values, known := items.present(missing)), known
+        if IDS in self.item_sizes:
+            vectors, known = self.items(IDS)
+            found[IDS] = vectors.new_zeros(len(items), vectors.shape[1]), known.new_zeros(len(items))
+        return found
 
     # ---- users ---------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ from torch.nn import functional
 
 from recbole_mmdiff.data.ids import id_mask
 from recbole_mmdiff.data.loaders import rows_of_both_domains
+from recbole_mmdiff.data.new_items import NewItems
 from recbole_mmdiff.distributed import by_parts
 from recbole_mmdiff.graph import bipartite_adjacency
 from recbole_mmdiff.model.base import take
@@ -82,6 +83,13 @@ class SIEOUG(ExploresItems, MatchedRecommender):
         found = self.domains["source"].vectors_of_new_nodes(rows.positive(self.positive_rating))
         known = (found != 0).any(1, keepdim=True) if self.guides else torch.zeros_like(found[:, :1]).bool()
         return functional.normalize(torch.where(known, found, target), dim=-1)
+
+    @torch.no_grad()
+    def vectors_of_new_items(self, items: NewItems) -> tuple[Tensor, Tensor]:
+        """Of target items outside of the training: ``ItemExploration.of_new_items``, at length 1."""
+        domain = self.domains["target"]
+        found = domain.exploration.of_new_items(domain.item_embedding.weight, items)
+        return functional.normalize(found, dim=-1), found.new_zeros(len(items))
 
     def has_rows(self, name: str) -> Tensor:
         """(n_users,) bool: the users with training rows in a domain."""

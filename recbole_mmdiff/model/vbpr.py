@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from recbole_mmdiff.data.new_items import NewItems
 from recbole_mmdiff.model.base import take
 from recbole_mmdiff.model.item_features import ItemFeatures
 from recbole_mmdiff.model.pairwise import PairwiseRecommender, bpr_loss, mean_square
@@ -54,6 +55,15 @@ class VBPR(PairwiseRecommender):
         """(b, 2 (d + biases)): gamma, beta, E f and <beta', f> of distinct items (b,)."""
         return torch.cat([*(take(table.weight, items) for table in (self.item_embedding, self.item_bias)),
                           self.features.project(items).sum(1)], 1)
+
+    @torch.no_grad()
+    def vectors_of_new_items(self, items: NewItems) -> tuple[Tensor, Tensor]:
+        """E f and <beta', f>, and 0 in the place of gamma and beta, which only rows tell: score = <theta_u,
+        E f> + <beta', f>. An item of the data set without rows has a gamma and a beta too, of its start and
+        of the times that it was drawn as a negative; but for these the two are equal."""
+        visible = self.features.project_new(items).sum(1)
+        factors = functional.pad(visible, (self.size + self.num_biases, 0))
+        return factors, factors.new_zeros(len(items))
 
     def representations(self) -> Representations:
         """The vectors of all users and items, with gradient."""

@@ -2,6 +2,7 @@
 
 import sys
 from argparse import Namespace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from recbole_mmdiff.errors import ConfigError, DataError, at_least, one_of
@@ -22,12 +23,16 @@ def main(options: Namespace) -> None:
     if options.output:
         check_output(options.output)
     recommender = Recommender.load(options.run, options.device)
-    progress = sys.stderr.isatty()
+    if options.new_items is not None:
+        recommender.add_items(options.new_items)
+    sets = {"all": recommender.items, "cold": recommender.cold_items, "new": recommender.new_items}
+    shared = {"k": options.k, "skip_unknown": options.skip_unknown, "progress": sys.stderr.isatty(),
+              "items": None if options.items == "all" else _tokens("--items", options.items, sets)}
     if options.new_users is not None:
-        found = recommender.recommend_new(Path(options.new_users), options.k, options.skip_unknown, progress)
+        found = recommender.recommend_new(Path(options.new_users), **shared)
     else:
-        users = _users(recommender, options.users)
-        found = recommender.recommend(users, options.k, options.seen, options.skip_unknown, progress)
+        sets = {"all": recommender.users, "cold": recommender.cold_users}
+        found = recommender.recommend(_tokens("--users", options.users, sets), seen=options.seen, **shared)
     if not options.output:
         print(found.frame().to_csv(index=False), end="")
         return
@@ -35,22 +40,22 @@ def main(options: Namespace) -> None:
     print(f"{len(found):,} recommendations for {len(set(found.user.tolist())):,} users: {options.output}")
 
 
-def _users(recommender: Recommender, words: str) -> list[str]:
-    """The tokens that ``--users`` stands for.
+def _tokens(option: str, words: str, sets: Mapping[str, Sequence[str]]) -> list[str]:
+    """The tokens that an option stands for: a set by its name, the lines of a file, or what stands there.
 
     Raises:
-        DataError: nobody, or a file that is no text.
+        DataError: nothing, or a file that is no text.
     """
-    if words in ("cold", "all"):
-        found = recommender.cold_users if words == "cold" else recommender.users
+    if words in sets:
+        found = sets[words]
     elif Path(words).is_file():
         try:
-            found = Path(words).read_text(encoding="utf-8").splitlines()
+            found = Path(words).read_text(encoding="utf-8-sig").splitlines()
         except UnicodeDecodeError as error:
-            raise DataError(f"--users: {words} is not UTF-8 text ({error.reason})") from error
+            raise DataError(f"{option}: {words} is not UTF-8 text ({error.reason})") from error
     else:
         found = words.split(",")
-    users = [user for user in map(str, found) if user]
-    if not users:
-        raise DataError(f"--users: {words} names nobody")
-    return users
+    tokens = [token for token in map(str, found) if token]
+    if not tokens:
+        raise DataError(f"{option}: {words} names {'nobody' if option == '--users' else 'nothing'}")
+    return tokens

@@ -6,13 +6,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
 
 from recbole_mmdiff.data.atomic import read_atomic
 from recbole_mmdiff.errors import DataError
 from recbole_mmdiff.model.new_users import SourceRows
 
-USERS_AT_ONCE = 1024    # whose vectors are made together
 _SHOWN = 5
 
 
@@ -98,30 +96,3 @@ def _check_unknown_users(path: Path, unknown: np.ndarray, known: int, skip: bool
                         f"(--skip-unknown), or give ratings of items that it has")
     if not known:
         raise DataError(f"{path}: nobody rated an item of the source domain, so nobody is left")
-
-
-class NewUsersView:
-    """A model as the ranking takes it, whose users are the places of new users.
-
-    Args:
-        model: that makes vectors of new users, in evaluation mode.
-        rows: what they rated.
-        uid_field: the column of places.
-
-    Raises:
-        ConfigError: the model cannot.
-    """
-
-    def __init__(self, model, rows: SourceRows, uid_field: str):
-        self.model, self.device, self.uid_field = model, model.device, uid_field
-        model.eval()
-        self.vectors = torch.cat([model.vectors_of_new_users(part.to(model.device))
-                                  for part in rows.split(USERS_AT_ONCE)])
-
-    def eval(self) -> "NewUsersView":
-        """The model stays in evaluation mode, and remembers what it has computed."""
-        return self
-
-    def full_sort_predict(self, interaction) -> Tensor:
-        """Scores (b * n_items,) of all target items."""
-        return self.model.score_items(self.vectors[interaction[self.uid_field]]).view(-1)

@@ -1,0 +1,50 @@
+"""Scores of users and items that a model was not trained with."""
+
+import torch
+from torch import Tensor
+
+from recbole_mmdiff.data.new_items import NewItems
+from recbole_mmdiff.model.base import StagedRecommender
+from recbole_mmdiff.model.new_users import SourceRows
+
+USERS_AT_ONCE = 1024    # whose vectors are made together
+
+
+class Scorer:
+    """A model as the ranking takes it, whose users or items, or both, may be new.
+
+    Args:
+        model: one of ours.
+        uid_field: the column of users in a request: places in ``rows``, or else ids.
+        rows: what new users rated; None ranks for known users.
+        items: new items, which are scored behind the known ones; None scores these alone.
+
+    Raises:
+        ConfigError: the model makes no vectors of new users, or of new items.
+    """
+
+    @torch.no_grad()
+    def __init__(self, model: StagedRecommender, uid_field: str, rows: SourceRows | None,
+                 items: NewItems | None):
+        self.model, self.device, self.uid_field = model.eval(), model.device, uid_field
+        self.users = self.items = None
+        if items is not None:
+            self.items = model.vectors_of_new_items(items.to(model.device))
+        if rows is not None:
+            self.users = torch.cat([model.vectors_of_new_users(part.to(model.device))
+                                    for part in rows.split(USERS_AT_ONCE)])
+
+    def eval(self) -> "Scorer":
+        """The model stays in evaluation mode, and remembers what it has computed."""
+        return self
+
+    @torch.no_grad()
+    def full_sort_predict(self, interaction) -> Tensor:
+        """Scores (b * n,) of all target items, and the new ones."""
+        asked = interaction[self.uid_field]
+        users = self.model.user_factors(asked) if self.users is None else self.users[asked]
+        scores = self.model.score_items(users)
+        if self.items is not None:
+            factors, offsets = self.items
+            scores = torch.cat([scores, users @ factors.T + offsets], 1)
+        return scores.view(-1)
