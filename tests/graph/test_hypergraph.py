@@ -45,6 +45,14 @@ def test_a_partition_averages_its_groups():
     torch.testing.assert_close(found[:, 0], torch.tensor([0, 1.5, 1.5, 4, 4, 4]))
 
 
+def test_readers_take_as_a_node_does_and_give_nothing():
+    membership, vectors = draw(7, 3, 5)
+    readers = torch.cat([membership[2:4], 3 * membership[2:3], torch.zeros(1, 3).double()])
+    found = hypergraph_convolution(membership, vectors, readers)
+    nodes = by_loops(membership.numpy(), vectors.numpy())
+    np.testing.assert_allclose(found, [nodes[2], nodes[3], nodes[2] * np.sqrt(3), np.zeros(5)], atol=1e-12)
+
+
 def test_layers_do_not_grow():
     """Balanced shares with rows of 1 (SISHE's) keep a vector of ones through any number of layers."""
     membership = torch.full((40, 4), 0.25).double()

@@ -6,7 +6,7 @@ import torch
 from sklearn.neighbors import NearestNeighbors
 from torch.nn import functional
 
-from recbole_mmdiff.graph import Edges, nearest_neighbours, similarities
+from recbole_mmdiff.graph import Edges, grown_neighbours, nearest_neighbours, similarities
 
 
 def draw(n, size, seed=0):
@@ -247,3 +247,33 @@ def test_hundreds_of_equal_rows(block_elements):
     for row in (5, 300, 599):
         equal = [number for number in range(5, 600) if number % 3 == row % 3 and number != row]
         assert edges.columns[edges.rows == row].tolist() == [row, *equal[:3]]
+
+
+# ---- grown graphs ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("draw_rows, k", [(draw, 1), (draw, 4), (signs, 6), (draw, 40)])
+@pytest.mark.parametrize("block_elements", [2**24, 7])
+def test_each_further_row_comes_into_the_graph_alone(draw_rows, k, block_elements):
+    features, count = draw_rows(24, 4, seed=3), 17
+    features[5] = features[20] = 0
+    present = torch.rand(24, generator=torch.Generator().manual_seed(2)) < 0.8
+    grown = grown_neighbours(features, count, k, present, block_elements)
+    before = nearest_neighbours(features[:count], k, present[:count])
+    known = grown.rows < count
+    assert all(torch.equal(part[known], other) for part, other in zip(grown, before, strict=True))
+    for row in range(count, 24):
+        alone = torch.cat([features[:count], features[row:row + 1]])
+        expected = by_hand(alone, k, [*present[:count].tolist(), bool(present[row])])
+        expected = {(row if column == count else column, round(value, 5)) for place, column, value in expected
+                    if place == count}
+        of_row = grown.rows == row
+        assert {(column, round(value, 5)) for column, value in zip(
+            grown.columns[of_row].tolist(), grown.values[of_row].tolist(), strict=True)} == expected
+
+
+def test_nothing_to_grow_by():
+    features = draw(12, 5)
+    assert all(torch.equal(*parts) for parts in zip(grown_neighbours(features, 12, 3),
+                                                    nearest_neighbours(features, 3), strict=True))
+    assert grown_neighbours(features, 0, 3).columns.tolist() == list(range(12))
