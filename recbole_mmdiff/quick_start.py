@@ -118,7 +118,9 @@ def _run(config, folder: Path, resume: bool, test: bool, console: bool) -> Run:
 def _file_of_run(folder: str | Path, name: str) -> Path:
     path = Path(folder) / name
     if not path.is_file():
-        raise ConfigError(f"there is no {name} in {folder}, so it holds no run")
+        hint = " but a comparison: each run of it is in a folder of cells/" \
+            if (path.parent / "plan.json").is_file() else ""
+        raise ConfigError(f"there is no {name} in {folder}, so it holds no run{hint}")
     return path
 
 
@@ -320,6 +322,10 @@ def load_run(folder: str | Path, checkpoint: str | Path | None = None,
     """
     folder, overrides = Path(folder), overrides or {}
     saved = _file_of_run(folder, CONFIG)
+    for name in (METRICS, *([] if checkpoint else [CHECKPOINT])):
+        if not (folder / name).is_file():
+            raise ConfigError(f"{folder} holds a run that is not finished: there is no {name}; go on with it "
+                              f"first (--resume={folder})")
     kept = {} if "data_path" in overrides else kept_keys(folder, read_yaml(saved))
     config = Config(config_file_list=[saved], overrides=merge(kept, overrides))
     try:
@@ -328,10 +334,9 @@ def load_run(folder: str | Path, checkpoint: str | Path | None = None,
         where = f"the data kept in {folder}" if kept else f"{folder} keeps no data (keep_data)"
         raise DataError(f"{error} ({where})") from error
     model = build_model(config, parts)
-    path = Path(checkpoint) if checkpoint else _file_of_run(folder, CHECKPOINT)
-    load_checkpoint(path, config, model)
+    load_checkpoint(Path(checkpoint) if checkpoint else folder / CHECKPOINT, config, model)
     try:
-        metrics = json.loads(_file_of_run(folder, METRICS).read_text(encoding="utf-8"))
+        metrics = json.loads((folder / METRICS).read_text(encoding="utf-8"))
     except ValueError as error:
         raise DataError(f"{folder / METRICS}: is not JSON ({error}); copy the run again") from error
     return Run(folder, metrics, model, parts, config)

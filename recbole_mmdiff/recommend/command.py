@@ -1,5 +1,6 @@
 """``recbole-mmdiff recommend RUN``: a file of recommendations."""
 
+import os
 import sys
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
@@ -48,7 +49,7 @@ def _tokens(option: str, words: str, sets: Mapping[str, Sequence[str]]) -> list[
     """
     if words in sets:
         found = sets[words]
-    elif Path(words).is_file():
+    elif os.path.isfile(words):     # A long list of tokens is no path at all, which pathlib does not take.
         try:
             found = Path(words).read_text(encoding="utf-8-sig").splitlines()
         except UnicodeDecodeError as error:

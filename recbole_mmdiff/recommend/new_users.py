@@ -21,7 +21,7 @@ def read_new_users(path: Path, source, skip_unknown: bool) -> tuple[np.ndarray, 
         path: an atomic file (``user_id:token``, ``item_id:token``, ``rating:float``, tab-separated), or a
             ``.csv`` with the same names in its first line, without types.
         source: the data set of the source domain, whose column names and items hold; the rating must be
-            there if the domain has ratings.
+            there if the domain has ratings, on the same scale.
         skip_unknown: leave out users who rated no item of the source domain.
 
     Returns:
@@ -50,6 +50,7 @@ def read_new_users(path: Path, source, skip_unknown: bool) -> tuple[np.ndarray, 
     order = np.argsort(place, kind="stable")
     rating = None
     if len(names) == 3:
+        _check_scale(path, frame[names[2]], source.ratings)
         rating = torch.from_numpy(frame[names[2]].to_numpy(dtype=np.float32)[ids > 0][order])
     return tokens, SourceRows(torch.from_numpy(place[order]), torch.from_numpy(ids[ids > 0][order]), rating,
                               len(tokens))
@@ -58,7 +59,9 @@ def read_new_users(path: Path, source, skip_unknown: bool) -> tuple[np.ndarray, 
 def _read_csv(path: Path, names: list[str]) -> pd.DataFrame:
     """The columns ``names`` of a CSV file; the third, if there is one, as numbers."""
     try:
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8", skip_blank_lines=False)
+        # Without index_col a comma behind each line would shift all columns.
+        frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8", skip_blank_lines=False,
+                            index_col=False)
     except (OSError, ValueError) as error:      # pandas' complaints and those of decoding are the latter.
         raise DataError(f"{path}: cannot be read as CSV in UTF-8 ({error})") from error
     absent = [name for name in names if name not in frame]
@@ -78,6 +81,17 @@ def _read_csv(path: Path, names: list[str]) -> pd.DataFrame:
     if frame.empty:
         raise DataError(f"{path}: holds a header but no rows")
     return frame
+
+
+def _check_scale(path: Path, ratings: pd.Series, trained: torch.Tensor) -> None:
+    """Ratings are on the scale of those that the model was trained with."""
+    least, most = float(trained.min()), float(trained.max())
+    outside = ~ratings.between(least, most).to_numpy()
+    if outside.any():
+        row = int(outside.argmax())
+        raise DataError(f"{path}, line {ratings.index[row] + 2}: {ratings.name} is {ratings.iloc[row]:g}, "
+                        f"but those of the source domain are from {least:g} to {most:g}; bring them to that "
+                        f"scale, or delete the line")
 
 
 def _tell_unknown(path: Path, items: pd.Series) -> None:

@@ -1,5 +1,6 @@
 """Top-K recommendations of a trained run."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -234,9 +235,9 @@ def _device_keys(device: str | None) -> dict:
     """
     if device is None:
         return {}
-    kind, _, number = device.partition(":")
-    if kind not in ("cpu", "cuda") or (number and not number.isdecimal()):
+    if not re.fullmatch(r"cpu|cuda(:[0-9]+)?", device):
         raise ConfigError(f"--device: {device!r} is not known, use cpu, cuda or cuda:N")
+    kind, _, number = device.partition(":")
     if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
         raise ConfigError(f"--device: there is no {device} here; use cpu, or one of the "
                           f"{torch.cuda.device_count()} GPUs that are visible")

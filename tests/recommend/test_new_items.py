@@ -2,6 +2,7 @@
 is ranked."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -199,10 +200,12 @@ def test_the_command(made, tmp_path, capsys):
     copy_features(folder, tmp_path / "new", {apart: "new"})
     run, user = str(recommender.run.folder), str(recommender.users[0])
     recommender.add_items(tmp_path / "new")
-    for words, items in (("cold", recommender.cold_items), ("new", ["new"]), (f"{apart},new", [apart, "new"])):
+    for words, items in (("cold", recommender.cold_items), ("new", ["new"]),
+                         (f"{apart},new", [apart, "new"])):
         assert cli.main(["recommend", run, f"--users={user}", f"--new-items={tmp_path / 'new'}",
                          f"--items={words}"]) == 0
-        assert capsys.readouterr().out == recommender.recommend([user], items=items).frame().to_csv(index=False)
+        frame = recommender.recommend([user], items=items).frame()
+        assert capsys.readouterr().out == frame.to_csv(index=False)
     assert cli.main(["recommend", run, f"--users={user}", "--items=new"]) == 2
     assert "--items: new names nothing" in capsys.readouterr().err
 
@@ -226,13 +229,12 @@ def test_an_item_without_a_modality(policy, pair, tiny_config, tmp_path):
     if policy == "error":
         full = tmp_path / "full"
         shutil.copytree(pair.folder, full)
-        write_item_features(type(pair)(full, pair.overlap, pair.target_only, pair.source_only, pair.source_rows,
-                                       pair.target_rows), without={})
+        write_item_features(replace(pair, folder=full), without={})
         keys["data_path"] = full
     recommender = Recommender(run_keys(tiny_config("P2M2CDR", **keys), tmp_path / "run"))
     names = {"ti5": "new-a", "ti1": "new-b"}
-    for name in ("some", "text"):
-        copy_features(pair.folder / "tgt", tmp_path / name, names, without={"image"} if name == "text" else ())
+    for name, without in (("some", ()), ("text", ("image",))):
+        copy_features(pair.folder / "tgt", tmp_path / name, names, without)
     if policy == "error":
         with pytest.raises(DataError, match=r"'new-b' has no row of 'image'"):
             recommender.add_items(tmp_path / "some")

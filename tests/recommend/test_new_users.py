@@ -98,18 +98,24 @@ def test_a_new_user_with_the_rows_of_a_cold_one(model, made, pair, tmp_path):
     assert ours.groupby("item").std().max() > 1e-6, "everybody has the same scores"
 
 
-@pytest.mark.parametrize("model", ["CMF", "PTUPCDR", "BPR"])
-def test_models_that_cannot_say_so(model, made, tmp_path):
-    path = write(tmp_path / "new.inter", ["a\tsi1\t4"])
-    with pytest.raises(ConfigError, match=rf"new users: {model} "):
-        made(model, epochs=1).recommend_new(path)
+@pytest.mark.parametrize(("model", "words"), [
+    *((model, "makes no vectors of users out of source ratings alone; train it with them, or use MMDCDR")
+      for model in ("PTUPCDR", "SSCDR", "CMF", "CoNet", "P2M2CDR", "DisenCDR", "GOUM", "MF")),
+    ("BPR", "is RecBole's, and knows the users of its training alone")])
+def test_models_that_cannot_say_so(model, words, made, tmp_path):
+    keys = {**PRETRAINING, "epochs": 1} if model in ("PTUPCDR", "SSCDR") else {"epochs": 1}
+    keys |= {"train_neg_ratio": 1} if model == "DisenCDR" else {}
+    keys |= {"modalities": ["text"]} if model == "P2M2CDR" else {}
+    with pytest.raises(ConfigError, match=rf"new users: {model} {words}"):
+        made(model, **keys).recommend_new(write(tmp_path / "new.inter", ["a\tsi1\t4"]))
 
 
-def test_a_model_of_one_domain_says_so(pair, tiny_config, tmp_path):
+@pytest.mark.parametrize("model", ["CCDRec", "FREEDOM", "VBPR"])
+def test_models_of_one_domain_say_so(model, pair, tiny_config, tmp_path):
     keys = {**SINGLE, "data_path": pair.folder, "modalities": ["text"], "embedding_size": 4, "epochs": 1,
             "load_col": {"inter": ["user_id", "item_id"]}, "valid_metric": "NDCG@10"}
-    run = run_keys(tiny_config("CCDRec", **keys), tmp_path / "run")
-    with pytest.raises(ConfigError, match=r"new users: CCDRec was trained on one domain"):
+    run = run_keys(tiny_config(model, **keys), tmp_path / "run")
+    with pytest.raises(ConfigError, match=rf"new users: {model} was trained on one domain"):
         Recommender(run).recommend_new(tmp_path / "new.inter")
 
 
@@ -134,6 +140,25 @@ def test_both_forms_are_read_alike(source, tmp_path):
             == [(0, "si1", 4.0), (1, "si3", 2.5), (1, "si1", 1.0)]
 
 
+def test_a_comma_behind_each_line_shifts_nothing(source, tmp_path):
+    path = write(tmp_path / "new.csv", ["a,si1,4,", "b,si3,2,"], "user_id,item_id,rating")
+    tokens, found = read_new_users(path, source, False)
+    assert tokens.tolist() == ["a", "b"] and found.rating.tolist() == [4, 2]
+
+
+@pytest.mark.parametrize("model", ["MMDCDR", "MuSiC"])
+def test_noise_does_not_depend_on_who_else_there_is(model, pair, tiny_config, tmp_path):
+    keys = {**CASES[model], "sampling_noise": True, "num_samples": 2}
+    run = run_keys(tiny_config(model, data_path=pair.folder, **keys), tmp_path / "run")
+    lines = [f"{user}\t{item}\t{rating}" for user, item, rating, _ in pair.source_rows]
+    both = Recommender(run).recommend_new(write(tmp_path / "all.inter", lines), 1000).frame()
+    last = sorted({line.split("\t")[0] for line in lines})[-1]
+    alone = write(tmp_path / "one.inter", [line for line in lines if line.startswith(last)])
+    found = Recommender(run).recommend_new(alone, 1000).frame()
+    both = both[both["user"] == last].set_index("item")["score"]
+    np.testing.assert_allclose(found.set_index("item")["score"][both.index], both, rtol=1e-4, atol=1e-5)
+
+
 def test_unknown_items_and_users(source, tmp_path, caplog):
     path = write(tmp_path / "new.inter", ["a\tsi1\t4", "a\twhat\t4", "b\t[PAD]\t4"])
     with pytest.raises(DataError, match=r"\['b'\] rated no item .*1 of 2 users.*--skip-unknown"):
@@ -154,6 +179,14 @@ def test_unknown_items_and_users(source, tmp_path, caplog):
     ("e.csv", [",si1,4"], "user_id,item_id,rating", "line 2: user_id is ''"),
     ("f.csv", ["a,si1"], "user_id,item_id", "no column 'rating'"),
     ("g.csv", [], "user_id,item_id,rating", "no rows"),
+    ("h.csv", ["a,si1,4", "a,si1,4"], "user_id,item_id,rating", "line 3: .*second time"),
+    ("i.csv", ["a,si1,nan"], "user_id,item_id,rating", "line 2: rating is 'nan'"),
+    ("j.inter", ["a\tsi1\tnan"], HEADER, "line 2: rating is"),
+    ("k.csv", ["a,si1"], "user_id,item_id,rating", "line 2: rating is ''"),
+    ("l.csv", ["a"], "user_id,item_id,rating", "line 2: item_id is ''"),
+    ("m.csv", ["a,si1,4", "a,si2,4,x"], "user_id,item_id,rating", "cannot be read as CSV"),
+    ("n.inter", ["a\tsi1\t4", "a\tsi2\t50"], HEADER, "line 3: rating is 50, but .* are from 1 to 5"),
+    ("o.csv", ["a,si1,0"], "user_id,item_id,rating", "line 2: rating is 0, but .* are from 1 to 5"),
 ])
 def test_faults_are_told_by_line(name, lines, header, message, source, tmp_path):
     with pytest.raises(DataError, match=message):

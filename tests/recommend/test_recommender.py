@@ -1,6 +1,5 @@
 """Recommendations of known users: equal to the evaluation's ranking, their files, and the command."""
 
-import importlib.util
 import json
 import os
 import pickle
@@ -10,13 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from running import run_keys
+from running import SINGLE, run_keys
 
 from recbole_mmdiff import cli
 from recbole_mmdiff.errors import CheckpointError, ConfigError, DataError
 from recbole_mmdiff.evaluator import Evaluator
 from recbole_mmdiff.evaluator.ranking import full_ranking
-from recbole_mmdiff.recommend import Recommender
+from recbole_mmdiff.recommend import Recommender, table
 
 
 @pytest.fixture(scope="module")
@@ -93,12 +92,35 @@ def test_unknown_users(recommender):
 
 
 def test_devices_and_models_that_are_refused(folder, tiny_config, tmp_path):
-    with pytest.raises(ConfigError, match="use cpu, cuda"):
-        Recommender.load(folder, device="tpu")
+    for device in ("tpu", "cuda:", "cuda:x", "cpu:0", ""):
+        with pytest.raises(ConfigError, match="use cpu, cuda"):
+            Recommender.load(folder, device=device)
     with pytest.raises(ConfigError, match="there is no cuda:99 here"):
         Recommender.load(folder, device="cuda:99")
+    keys = {**SINGLE, "epochs": 1, "hidden_size": 8, "embedding_size": 8, "train_neg_sample_args": None}
+    run = run_keys(tiny_config("GRU4Rec", **keys), tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"recommend: GRU4Rec ranks what follows a sequence, not what"):
+        Recommender(run)
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "checkpoint.pth"])
+def test_a_run_that_is_not_finished(name, folder, tmp_path):
     with pytest.raises(ConfigError, match="holds no run"):
         Recommender.load(tmp_path)
+    shutil.copytree(folder, tmp_path / "copy")
+    (tmp_path / "copy" / name).unlink()
+    with pytest.raises(ConfigError, match=rf"not finished: there is no {name}; go on .*--resume="):
+        Recommender.load(tmp_path / "copy")
+
+
+def test_nothing_left_to_recommend(recommender):
+    """``k`` is more than there is; users who have seen all that is ranked have no row."""
+    seen = rated(recommender.parts.observed)
+    user, item = seen[0]
+    assert len(recommender.recommend([user], k=10**6)) == len(recommender.items) - sum(
+        other == user for other, _ in seen)
+    found = recommender.recommend([user], items=[item]).frame()
+    assert not len(found) and found.columns.tolist() == ["user", "item", "score", "rank"]
 
 
 # ---- files and the command -------------------------------------------------------------------------
@@ -112,22 +134,32 @@ def test_files(recommender, tmp_path):
     found.save(tmp_path / "a.jsonl")
     lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [line["item"] for line in lines] == found.item.tolist() and set(lines[0]) == set(read)
-    if importlib.util.find_spec("pyarrow") is None:
-        with pytest.raises(ConfigError, match="needs pyarrow"):
-            found.save(tmp_path / "a.parquet")
-    else:
-        found.save(tmp_path / "a.parquet")
-        pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "a.parquet"), found.frame(),
-                                      check_dtype=False)
     for name, message in (("a.txt", r"ends in '\.txt'"), ("none/a.csv", "there is no folder")):
         with pytest.raises(ConfigError, match=message):
             found.save(tmp_path / name)
 
 
+def test_parquet(recommender, tmp_path):
+    pyarrow = pytest.importorskip("pyarrow.parquet")
+    found = recommender.recommend(k=3)
+    found.save(tmp_path / "a.parquet")
+    read = pyarrow.read_table(tmp_path / "a.parquet")
+    assert [str(kind).removeprefix("large_") for kind in read.schema.types] \
+        == ["string", "string", "float", "int64"]
+    assert read.to_pydict() == {name: column.tolist() for name, column in vars(found).items()}
+
+
+def test_without_pyarrow_nothing_is_written(recommender, tmp_path, monkeypatch):
+    monkeypatch.setattr(table.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"a\.parquet needs pyarrow \(pip install pyarrow\); or write"):
+        recommender.recommend(k=3).save(tmp_path / "a.parquet")
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_command(folder, recommender, tmp_path, capsys):
     users = recommender.cold_users[:2].tolist()
-    (tmp_path / "users.txt").write_text("\n".join(users) + "\n", encoding="utf-8")
-    for who in (",".join(users), str(tmp_path / "users.txt")):
+    (tmp_path / "users.txt").write_text("\n".join(users) + "\n", encoding="utf-8-sig")
+    for who in (",".join(users), ",".join(users * 99), str(tmp_path / "users.txt")):
         assert cli.main(["recommend", str(folder), f"--users={who}", "-k", "4"]) == 0
         assert capsys.readouterr().out == recommender.recommend(users, 4).frame().to_csv(index=False)
     output = tmp_path / "cold.csv"
