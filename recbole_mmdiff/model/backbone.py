@@ -15,7 +15,8 @@ class Backbone(PairwiseRecommender):
     One is ``higher_items``, the items' higher-order representation (the paper's h hat, of the item
     graph in FREEDOM), the other ``collaborative`` (h tilde, of the graph of users and items). CCDRec
     replaces the first by its fused representation and leaves the rest as it is. A subclass implements
-    both, and ``join`` where it does more than add them.
+    both, and ``join`` where it does more than add them; with ``higher_of_new_items`` and
+    ``collaborative_alone`` it also scores items outside of the training.
 
     Attributes:
         item_embedding: the table (n_items, d) of the items' start vectors, what CCDRec diffuses.
