@@ -13,6 +13,7 @@ from recbole_mmdiff.data.ids import ids_with_rows
 from recbole_mmdiff.data.modalities import item_modalities
 from recbole_mmdiff.errors import DataError
 
+_SHOWN = 5  # tokens named in a message
 #: what features depend on, in a manifest
 _ENCODING = ("encoder", "model", "model_sha256", "revision", "pooling", "normalize", "fitted_on")
 
@@ -77,23 +78,26 @@ def read_new_items(folder: Path, dataset, names: list[str], policy: str) -> NewI
     if not tokens:
         raise DataError(f"{folder}: all of its {len(given)} items are in the data already; give features of "
                         f"others, or name these with --items")
-    known, features = item_modalities(dataset, names, policy), {}
-    seen = ids_with_rows(dataset, dataset.iid_field)
+    known, seen = item_modalities(dataset, names, policy), ids_with_rows(dataset, dataset.iid_field)
+    features = {}
     for name in names:
         values, missing = _rows(files.get(name), tokens, known[name][0].shape[1])
-        if policy == "error" and missing.any():
-            raise FeatureError(f"{folder}: item {tokens[int(missing.int().argmax())]!r} has no row of "
-                               f"{name!r} (modality_policy: error); add the row, or leave the item out")
+        if missing.any():
+            _tell_missing(folder, name, np.array(tokens)[missing.numpy()], len(tokens), policy)
         if policy == "mean":
             found = seen & ~known[name][1]
             values[missing] = known[name][0][found].sum(0) / found.sum().clamp(min=1)
         features[name] = values, missing
-        logging.getLogger().info("%s: %d of %d new items have features", name, int((~missing).sum()),
-                                 len(tokens))
-    if len(tokens) < len(given):
-        logging.getLogger().info("%s: %d other items are in the data already, and keep the features that "
-                                 "they have there", folder, len(given) - len(tokens))
     return NewItems(np.array(tokens), features, known, policy)
+
+
+def _tell_missing(folder: Path, name: str, missing: np.ndarray, count: int, policy: str) -> None:
+    """Warn of new items without a row in a modality, or refuse them."""
+    text = f"{folder}: {len(missing)} of {count} new items have no row of {name!r}: " \
+        f"{missing[:_SHOWN].tolist()} (modality_policy: {policy})"
+    if policy == "error":
+        raise FeatureError(f"{text}; add the rows, or leave the items out")
+    logging.getLogger().warning("%s", text)
 
 
 def _rows(file: FeatureFile | None, tokens: list[str], dim: int) -> tuple[Tensor, Tensor]:

@@ -236,7 +236,7 @@ def test_an_item_without_a_modality(policy, pair, tiny_config, tmp_path):
     for name, without in (("some", ()), ("text", ("image",))):
         copy_features(pair.folder / "tgt", tmp_path / name, names, without)
     if policy == "error":
-        with pytest.raises(DataError, match=r"'new-b' has no row of 'image'"):
+        with pytest.raises(DataError, match=r"1 of 2 new items have no row of 'image': \['new-b'\]"):
             recommender.add_items(tmp_path / "some")
         return
     recommender.add_items(tmp_path / "some")
