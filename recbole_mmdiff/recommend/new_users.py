@@ -1,6 +1,7 @@
 """Users outside of the training: the file of what they rated, and how they are scored."""
 
 import logging
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -59,10 +60,13 @@ def read_new_users(path: Path, source, skip_unknown: bool) -> tuple[np.ndarray, 
 def _read_csv(path: Path, names: list[str]) -> pd.DataFrame:
     """The columns ``names`` of a CSV file; the third, if there is one, as numbers."""
     try:
-        # Without index_col a comma behind each line would shift all columns.
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8", skip_blank_lines=False,
-                            index_col=False)
-    except (OSError, ValueError) as error:      # pandas' complaints and those of decoding are the latter.
+        with warnings.catch_warnings():
+            # Of lines longer than the first pandas would make an index, which shifts all columns, or drop
+            # what is too much.
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8",
+                                skip_blank_lines=False, index_col=False)
+    except (OSError, ValueError, pd.errors.ParserWarning) as error:     # Wrong UTF-8 is a ValueError.
         raise DataError(f"{path}: cannot be read as CSV in UTF-8 ({error})") from error
     absent = [name for name in names if name not in frame]
     if absent:

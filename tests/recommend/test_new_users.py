@@ -140,12 +140,6 @@ def test_both_forms_are_read_alike(source, tmp_path):
             == [(0, "si1", 4.0), (1, "si3", 2.5), (1, "si1", 1.0)]
 
 
-def test_a_comma_behind_each_line_shifts_nothing(source, tmp_path):
-    path = write(tmp_path / "new.csv", ["a,si1,4,", "b,si3,2,"], "user_id,item_id,rating")
-    tokens, found = read_new_users(path, source, False)
-    assert tokens.tolist() == ["a", "b"] and found.rating.tolist() == [4, 2]
-
-
 @pytest.mark.parametrize("model", ["MMDCDR", "MuSiC"])
 def test_noise_does_not_depend_on_who_else_there_is(model, pair, tiny_config, tmp_path):
     keys = {**CASES[model], "sampling_noise": True, "num_samples": 2}
@@ -185,6 +179,7 @@ def test_unknown_items_and_users(source, tmp_path, caplog):
     ("k.csv", ["a,si1"], "user_id,item_id,rating", "line 2: rating is ''"),
     ("l.csv", ["a"], "user_id,item_id,rating", "line 2: item_id is ''"),
     ("m.csv", ["a,si1,4", "a,si2,4,x"], "user_id,item_id,rating", "cannot be read as CSV"),
+    ("p.csv", ["a,si1,4,", "b,si3,2,"], "user_id,item_id,rating", "cannot be read as CSV"),
     ("n.inter", ["a\tsi1\t4", "a\tsi2\t50"], HEADER, "line 3: rating is 50, but .* are from 1 to 5"),
     ("o.csv", ["a,si1,0"], "user_id,item_id,rating", "line 2: rating is 0, but .* are from 1 to 5"),
 ])
