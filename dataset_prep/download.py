@@ -30,7 +30,7 @@ from dataset_prep.images import (
 )
 from dataset_prep.skips import Skips
 from recbole_mmdiff.errors import ConfigError, DataError
-from recbole_mmdiff.files import write_atomically
+from recbole_mmdiff.files import remove_leftovers, write_atomically
 
 if TYPE_CHECKING:
     from dataset_prep.web import Web
@@ -167,8 +167,7 @@ def _alone_in(folder: Path) -> Iterator[None]:
     """The folder, made if need be, locked, and without what a killed run left half written."""
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / ".lock", f"{folder}: another run is fetching images into this folder"):
-        for leftover in folder.glob(".*.tmp.*"):
-            leftover.unlink()
+        remove_leftovers(folder)
         yield
 
 

@@ -75,7 +75,10 @@ def encode(data: str | Path, encoder: str, modality: str | None = None, entity: 
     work = Work(folder, modality or encoder, Plan(settings, inputs.tokens, shard_size, store))
     processes = processes or Processes()
     if not restart and work.is_finished():
-        return None if processes.rank else Outcome(work.feature(), 0, 0.0, made=False)
+        if processes.rank:
+            return None
+        work.clean_up(processes)
+        return Outcome(work.feature(), 0, 0.0, made=False)
     batching = {"normalize": normalize, "batch_size": batch_size or kind.batch_size,
                 "batch_tokens": batch_tokens or BATCH_TOKENS}
     return _work_through(work, engine, corpora, batching, restart, processes)

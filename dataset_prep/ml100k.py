@@ -25,12 +25,13 @@ import hashlib
 import importlib.util
 import json
 import os
+import shutil
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 
 from dataset_prep.encoders.lsa import DECIMALS, Lsa
 from recbole_mmdiff.data.features import FeatureError, FeatureFile, write_features
@@ -95,8 +96,8 @@ def user_domains(users: Sequence[str]) -> dict[str, tuple[str, ...]]:
 def make(root: str | Path) -> None:
     """Build both domains under ``root``, replacing earlier builds of them.
 
-    Everything is built in a temporary folder under ``root`` and then renamed, so a run killed at
-    any moment leaves no half-written domain. Takes seconds.
+    Everything is built in a hidden folder under ``root`` and then renamed, so a run killed at any
+    moment leaves no half-written domain; the next build removes what it leaves there. Takes seconds.
 
     Raises FileExistsError when a domain's folder holds files that this module did not write.
     """
@@ -104,32 +105,41 @@ def make(root: str | Path) -> None:
 
 
 def ensure(root: str | Path) -> None:
-    """`make`, unless both domains are complete already. Safe to call from several processes."""
-    root = Path(root)
-    if not all(_complete(root / name) for name in GENRES):
-        _build_and_install(root, replace=False)
+    """`make`, unless both domains are complete already. Of several processes one builds, the others wait."""
+    if not _all_complete(Path(root)):
+        _build_and_install(Path(root), replace=False)
+
+
+def _all_complete(root: Path) -> bool:
+    return all(_complete(root / name) for name in GENRES)
 
 
 def _build_and_install(root: Path, replace: bool) -> None:
     for name in GENRES:
         _refuse_foreign_files(root / name)
-    root.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=root, prefix=".ml100k-") as workspace:
-        _build(Path(workspace))
-        for name in GENRES:
-            _install(Path(workspace) / name, root / name, replace)
+    hidden = root / ".prepare"
+    hidden.mkdir(parents=True, exist_ok=True)
+    with FileLock(hidden / "ml100k.lock"):
+        if not replace and _all_complete(root):
+            return    # Another process came first.
+        workspace = hidden / "ml100k"
+        shutil.rmtree(workspace, ignore_errors=True)
+        workspace.mkdir()
+        try:
+            _build(workspace)
+            for name in GENRES:
+                _install(workspace / name, root / name, replace)
+        finally:
+            shutil.rmtree(workspace, ignore_errors=True)
 
 
 def _install(built: Path, final: Path, replace: bool) -> None:
     """Rename a built folder into place; a complete one stays unless ``replace``."""
-    if final.exists() and (replace or not _complete(final)):
+    if final.exists():
+        if not replace and _complete(final):
+            return
         os.replace(final, built.with_name(f"{built.name}.old"))
-    try:
-        os.rename(built, final)
-    except OSError:
-        # It was complete, or another process that builds the same came first.
-        if not _complete(final):
-            raise
+    os.rename(built, final)
 
 
 def _files(name: str) -> list[str]:

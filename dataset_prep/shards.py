@@ -11,7 +11,7 @@ import json
 import shutil
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -215,6 +215,12 @@ class Work:
                 matrix[start:start + len(part)] = part
             start += len(part)
         return matrix
+
+    def clean_up(self, processes: Processes) -> None:
+        """Remove what is left of work that was killed once its feature was made; not what others hold."""
+        if self.folder.is_dir():
+            with suppress(DataError), self.lock(processes):
+                self.discard()
 
     def discard(self) -> None:
         """Remove the folder."""

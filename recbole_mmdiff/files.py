@@ -4,10 +4,13 @@ import hashlib
 import json
 import math
 import os
+import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
+
+_TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{12}\.tmp(\.[^.]+)?")
 
 
 def is_plain_name(name: str) -> bool:
@@ -22,7 +25,8 @@ def write_atomically(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; it takes the place of ``path`` on success only.
 
     Readers see the old file or the complete new one, even if the process is killed midway. The
-    temporary keeps the suffix of ``path`` (numpy appends one otherwise) and is removed on failure.
+    temporary keeps the suffix of ``path`` (numpy appends one otherwise) and is removed on failure; that of
+    a killed process stays, see `remove_leftovers`.
 
     Raises:
         FileNotFoundError: the folder does not exist, or the block did not write the temporary.
@@ -38,6 +42,17 @@ def write_atomically(path: str | os.PathLike) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
     if os.name == "posix":  # The renaming is safe from a power cut once the folder is flushed.
         _flush_to_disk(target.parent)
+
+
+def remove_leftovers(folder: str | os.PathLike, names: Collection[str] | None = None) -> None:
+    """Remove the temporaries that killed processes left in ``folder``: all, or those of the files ``names``.
+
+    Only for who knows that no other process writes these files now: it would lose its temporary.
+    """
+    for path in Path(folder).iterdir():
+        found = _TEMPORARY.fullmatch(path.name)
+        if found and (names is None or f"{found[1]}{found[2] or ''}" in names):
+            path.unlink(missing_ok=True)
 
 
 def _flush_to_disk(path: Path) -> None:

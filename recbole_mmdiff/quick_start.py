@@ -27,7 +27,7 @@ from recbole_mmdiff.data.preparation import Parts, prepare_parts
 from recbole_mmdiff.data.splits import SavedSplit
 from recbole_mmdiff.errors import ConfigError, DataError
 from recbole_mmdiff.evaluator import Evaluation, make_evaluator
-from recbole_mmdiff.files import write_atomically, write_json
+from recbole_mmdiff.files import remove_leftovers, write_atomically, write_json
 from recbole_mmdiff.launching import run_processes
 from recbole_mmdiff.trainer import make_trainer
 from recbole_mmdiff.trainer.checkpoint import load_checkpoint
@@ -99,6 +99,7 @@ def _run(config, folder: Path, resume: bool, test: bool, console: bool) -> Run:
     # The folder appears only now: a mistake in keys or data leaves nothing behind.
     if distributed.is_first():
         folder.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(folder)
     handlers = _log_to(folder, config, console)
     for message, handler in itertools.product(messages, handlers):
         handler.handle(message)
@@ -149,10 +150,17 @@ def _run_folder(config, output, resume) -> Path:
         return Path(resume)
     now = datetime.now().strftime("%Y%m%d-%H%M%S")
     folder = Path(output or Path("runs") / f"{config['model']}-{config['dataset']}-{now}")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and not _is_free(folder):
         raise ConfigError(f"--output: {folder} exists and is not empty; choose another folder, or "
                           f"--resume={folder}")
     return folder
+
+
+def _is_free(folder: Path) -> bool:
+    """Whether a run can begin there: it is empty, or holds what one leaves that was killed before its
+    configuration was written, and so cannot be resumed."""
+    return folder.is_dir() and {path.name for path in folder.iterdir() if not path.name.startswith(".")} \
+        in (set(), {LOG}, {LOG, SPLIT})
 
 
 def ensure_default_data(config) -> None:

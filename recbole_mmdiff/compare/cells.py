@@ -110,15 +110,16 @@ def best_keys(folder: str, trials: int, bigger: bool) -> dict:
 def _trial_score(job: dict, number: int, values: dict, known: float | None) -> float | None:
     """The validation score of a trial: on disk, ``known`` from equal values, or of a run."""
     path = _trial_file(Path(job["folder"]), number)
+    folder = path.with_suffix("")
     if path.is_file():
         saved = read_json(path)
         # One that failed may do so no more; one of other values is of another sampler.
         if saved["score"] is not None and saved["keys"] == values:
+            shutil.rmtree(folder, ignore_errors=True)    # What a kill right after the score left of it.
             return saved["score"]
     if known is not None:
         write_json({"keys": values, "score": known, "seconds": 0.0}, path)
         return known
-    folder = path.with_suffix("")
     try:
         finished = _run_or_resume(job, merge(job["keys"], values), folder, test=False)
         config = finished.config

@@ -20,7 +20,7 @@ from recbole_mmdiff.config import PASSES
 from recbole_mmdiff.config.sources import merge
 from recbole_mmdiff.errors import ConfigError, DataError, one_of
 from recbole_mmdiff.evaluator import SOURCE, ranks_both
-from recbole_mmdiff.files import write_json
+from recbole_mmdiff.files import remove_leftovers, write_json
 from recbole_mmdiff.report.formats import slug
 from recbole_mmdiff.report.plan import FORMAT, PLAN, check_plan
 from recbole_mmdiff.report.results import ERROR
@@ -66,6 +66,8 @@ def compare(config: str | Path, output: str | Path | None = None, overrides: dic
         check_models(comparison)
     store.mkdir(parents=True, exist_ok=True)
     with _only_here(store):
+        for folder, *_ in os.walk(store):
+            remove_leftovers(folder)
         write_json(plan, store / PLAN)
 
         def run_all(function: Callable, missing: list[dict], what: str) -> list[tuple[dict, dict]]:

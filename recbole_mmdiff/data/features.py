@@ -53,7 +53,7 @@ from recbole_mmdiff.data.text_form import (
     is_converted,
     read_text_form,
 )
-from recbole_mmdiff.files import sha256, write_atomically
+from recbole_mmdiff.files import remove_leftovers, sha256, write_atomically
 
 __all__ = ["PAD_TOKEN", "POLICIES", "AlignedFeatures", "Coverage", "FeatureError", "FeatureFile",
            "check_finite", "feature_path", "find_modalities", "map_matrix", "read_manifest",
@@ -250,6 +250,7 @@ def write_features(
     meta.parent.mkdir(parents=True, exist_ok=True)
     # From here until the last line the feature counts as unfinished, also when it is overwritten.
     meta.unlink(missing_ok=True)
+    remove_leftovers(meta.parent, {npy.name, names.name, meta.name})
     with write_atomically(npy) as temporary, open(temporary, "wb") as file:
         np.save(file, matrix, allow_pickle=False)
     described["sha256"] = sha256(npy)

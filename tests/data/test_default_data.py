@@ -196,7 +196,7 @@ def test_killed_build_leaves_no_domain(tmp_path, monkeypatch):
     monkeypatch.setattr(ml100k, "_write_record", killed)
     with pytest.raises(KeyboardInterrupt):
         ml100k.ensure(tmp_path)
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.rglob("*")] == [".prepare", "ml100k.lock"]
 
 
 def test_second_builder_keeps_what_the_first_finished(root, tmp_path, quick_build):
