@@ -86,7 +86,7 @@ class Whole:
         """The changes by what they change, whatever its number: the places to be killed at."""
         found, renamed = {}, ""
         for number, change in enumerate(self.changes):
-            label = re.sub(r"\d+", "0", re.sub(r"\.[0-9a-f]{12}\.tmp", ".tmp", change))
+            label = re.sub(r"\d+", "0", re.sub(r"[.-][0-9a-f]{8,}(?=[./])", "", change))
             if label.startswith("os.rename"):
                 renamed = label
             elif label.startswith("open") and ".tmp." not in label:

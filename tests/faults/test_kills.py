@@ -46,7 +46,7 @@ PLACES = [
     ("mmrec", "os.rename new/.new.text.tmp.npy", True),
     ("encode", "os.rename toy/.toy.slow.tmp.tokens", True),
     ("encode", "os.remove toy/.toy.slow.shards/0.npz", False),
-    ("compare", "os.remove store/studies/MF-/trial-0/config.yaml", False),
+    ("compare", "os.rmdir store/studies/MF/trial-0", False),
 ]
 
 
