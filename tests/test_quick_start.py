@@ -104,6 +104,22 @@ def test_an_empty_folder_is_used(tiny_config, tmp_path):
     assert run_keys(tiny_config("Bias"), tmp_path).folder == tmp_path
 
 
+@pytest.mark.parametrize(("left", "free"), [
+    (["train.log"], True), (["train.log", "split.npz"], True), (["train.log", "checkpoint.pth"], False),
+    (["split.npz"], False), (["train.log", "mine.txt"], False)])
+def test_a_run_begins_where_one_was_killed_before_its_configuration(left, free, tiny_config, tmp_path):
+    for name in [*left, ".config.0123456789ab.tmp.yaml"]:
+        (tmp_path / name).write_text("left")
+    if free:
+        assert saved_metrics(run_keys(tiny_config("Bias"), tmp_path).folder)
+        assert not list(tmp_path.glob(".config.*"))
+        return
+    with pytest.raises(ConfigError, match="is not empty"):
+        run_keys(tiny_config("Bias"), tmp_path)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} \
+        == dict.fromkeys([*left, ".config.0123456789ab.tmp.yaml"], "left")
+
+
 def test_a_mistake_leaves_no_folder(tiny_config, tmp_path):
     with pytest.raises(DataError):
         run_keys(tiny_config("MF", test_user_ratio=0.001), tmp_path / "run")

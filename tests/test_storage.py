@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
+from recbole_mmdiff.files import remove_leftovers
 from recbole_mmdiff.storage import (
     TAG,
     CheckpointError,
@@ -67,6 +68,22 @@ def test_nothing_written_or_no_folder_is_an_error(tmp_path):
     ):
         temporary.write_text("x")
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(("names", "gone"), [
+    (None, {"b.text.npy", "plain", "c.json"}), ({"b.text.npy", "plain"}, {"b.text.npy", "plain"}),
+    ({"text.npy"}, set())])
+def test_leftovers_of_killed_writers_are_removed_and_nothing_else(names, gone, tmp_path):
+    killed = {}
+    for name in ("b.text.npy", "plain", "c.json"):
+        with write_atomically(tmp_path / name) as temporary:
+            temporary.write_text("half")
+            killed[name] = temporary.name
+    others = [*killed, ".lock", ".c.0123.tmp.json", "c.0123456789ab.tmp.json", ".c.0123456789ab.json"]
+    for name in [*others, *killed.values()]:
+        (tmp_path / name).touch()
+    remove_leftovers(tmp_path, names)
+    assert set(os.listdir(tmp_path)) == {*others, *(killed[name] for name in killed.keys() - gone)}
 
 
 @pytest.mark.skipif(os.name != "posix", reason="links and modes are POSIX")

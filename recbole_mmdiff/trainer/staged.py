@@ -66,8 +66,8 @@ class StagedTrainer(Trainer):
         self.phase_evaluator = evaluator
         if checkpoint is not None:
             self.saved_model_file = str(checkpoint)
-        for name in ("seed", "epoch"):      # RecBole's models get them here, so that a checkpoint brings them back.
-            vars(model).setdefault(name, 0)
+        for name in ("seed", "epoch"):
+            vars(model).setdefault(name, 0)     # A checkpoint brings back only the numbers that a model has.
         self.progress = Progress()
         self.best: dict | None = None
         self.stepper = Stepper(config, self.device)

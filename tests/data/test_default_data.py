@@ -25,7 +25,8 @@ def read(path):
 
 
 def content(root):
-    return {p.relative_to(root).as_posix(): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+    return {p.relative_to(root).as_posix(): p.read_bytes() for p in root.rglob("*")
+            if p.is_file() and p.suffix != ".lock"}
 
 
 def run(root, hash_seed):

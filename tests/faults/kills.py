@@ -158,15 +158,17 @@ def random_deaths(whole: Whole, draw: random.Random, place: str | None) -> list[
 
 
 def contents(root: Path) -> dict[str, str]:
-    """Path below ``root`` -> checksum of a file; without times, the log, and how ``root`` is called."""
+    """Path below ``root`` of every file and empty folder -> checksum: without times, the lines of the log,
+    and how ``root`` is called."""
     return {path.relative_to(root).as_posix(): _checksum(path, str(root))
-            for path in sorted(root.rglob("*")) if path.is_file() or path.is_symlink() or not any(path.iterdir())}
+            for path in sorted(root.rglob("*")) if not (path.is_dir() and any(path.iterdir()))}
 
 
 def differences(first: dict[str, str], second: dict[str, str]) -> list[str]:
-    """The files that are not the same, each with what is wrong."""
-    return [f"{path}: {'is missing' if path not in second else 'should not be there' if path not in first else 'differs'}"
-            for path in sorted(first.keys() | second.keys()) if first.get(path) != second.get(path)]
+    """What is wrong with ``second``."""
+    return [f"{path} is missing" for path in first.keys() - second.keys()] \
+        + [f"{path} should not be there" for path in second.keys() - first.keys()] \
+        + [f"{path} differs" for path in first.keys() & second.keys() if first[path] != second[path]]
 
 
 def _checksum(path: Path, root: str) -> str:

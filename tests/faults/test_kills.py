@@ -1,24 +1,30 @@
 """Work that is killed without warning, at random moments and at every kind of place, and gone on with by
 what a user would type: it ends, and its files are those of work that was never killed."""
 
+import contextlib
 import functools
 import os
 import random
+import shutil
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
-from kills import Kind, Server, Tally, outlive, random_deaths, whole_run
+from kills import Kind, Server, Tally, contents, differences, outlive, random_deaths, whole_run
 from running import RANKING, write_item_features
 
-sys.path.append(str(Path(__file__).resolve().parent.parent / "prep"))
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT / "tests" / "prep"))
 from amazon_files import dense_category, meta_line, review_line, write_lines
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="kill -9 is a matter of POSIX")
 
-MAPPED = {"pretrain_epochs": 6, "pretrain_batch_size": 64, "epochs": 6, "train_batch_size": 64, "eval_step": 2}
+MAPPED = {"pretrain_epochs": 6, "pretrain_batch_size": 64, "epochs": 6, "train_batch_size": 64,
+          "eval_step": 2}
 PROFILED = {"embedding_size": 8, "hidden_size": 16, "modalities": ["text", "image"], "use_ids": False}
 ITEMS = {"embedding_size": 8, "knn_k": 4, "modalities": ["text", "image"], "epochs": 6}
 #: model -> keys of a run of a second or so
@@ -34,7 +40,8 @@ TRAINED = {
 #: kills of each kind: 200
 KILLS = {"DiffCDR": 22, "MuSiC": 22, "MMDCDR": 22, "SIEOUG": 20, "CCDRec": 20, "BPR": 16, "default data": 14,
          "amazon": 16, "mmrec": 14, "encode": 16, "features": 6, "compare": 12}
-#: places that a change of the code may spoil: the changes of `Whole.places`, cut in half where a file is written
+#: places that a change of the code may spoil, as `Whole.places` names them, and whether the file that would
+#: be renamed there is cut in half
 PLACES = [
     ("DiffCDR", "os.rename run/.split.tmp.npz", True),
     ("DiffCDR", "os.rename run/.config.tmp.yaml", True),
@@ -65,9 +72,10 @@ def inputs(tmp_path_factory, make_tiny_pair, tiny_config, taste_domain):
     for model, keys in TRAINED.items():
         place = taste_domain.folder if "dataset" in keys else folder
         write_yaml(folder / f"{model}.yaml", tiny_config(model, data_path=place, save_per_user=True, **keys))
-    base = {key: value for key, value in tiny_config("MF", data_path=folder, epochs=4).items() if key != "model"}
+    keys = tiny_config("MF", data_path=folder, epochs=4, valid_metric="RMSE")
+    keys.pop("model")
     write_yaml(folder / "compare.yaml", {
-        "name": "small", "models": {"MF": {}, "CMF": {}}, "seeds": [1], "keys": {**base, "valid_metric": "RMSE"},
+        "name": "small", "models": {"MF": {}, "CMF": {}}, "seeds": [1], "keys": keys,
         "tables": {"rating": {"metrics": ["rating.mae", "rating.rmse"]}},
         "tune": {"trials": 2, "seed": 1, "space": {"MF": {"learning_rate": [0.001, 0.01]}, "CMF": {}}}})
     write_raw_amazon(folder)
@@ -124,8 +132,8 @@ def kinds(inputs):
     found = [Kind(model, training("--config", str(inputs / f"{model}.yaml")), True) for model in TRAINED]
     found += [
         Kind("default data", lambda root: [
-            "--model=MF", "--dataset=ml100k-pair", "--epochs=2", "--pretrain_epochs=2", "--state=WARNING",
-            "--log_tensorboard=False", f"--data_path={root / 'dataset'}", "--output", str(root / "run")], True),
+            "--model=MF", "--dataset=ml100k-pair", "--epochs=2", "--state=WARNING", "--log_tensorboard=False",
+            f"--data_path={root / 'dataset'}", "--output", str(root / "run")], True),
         Kind("amazon", amazon),
         Kind("mmrec", lambda root: ["prepare", "mmrec", "--folder", str(inputs), "--name", "toy", "--output",
                                     str(root), "--as", "new"]),
@@ -162,8 +170,33 @@ def test_two_hundred_kills(name, server, kinds, whole_of, tmp_path, capsys):
     number = 0
     while tally.kills < KILLS[name]:
         place = places[number // 2 % len(places)] if number % 2 else None
-        outlive(server, kinds[name], whole, tmp_path / f"case{number}", random_deaths(whole, draw, place), tally)
+        deaths = random_deaths(whole, draw, place)
+        outlive(server, kinds[name], whole, tmp_path / f"case{number}", deaths, tally)
         number += 1
     with capsys.disabled():
         print(f"\n{Tally.HEADER}\n{tally}")
     assert not tally.lost and not tally.differing, tally.told()
+
+
+@pytest.mark.slow
+def test_a_comparison_whose_processes_outlive_it(server, kinds, tmp_path):
+    """The parent alone is killed, and the same command given again at once."""
+    kind = Kind("compare", lambda root: [*kinds["compare"].command(root), "--workers", "2"])
+    whole, draw = whole_run(server, kind, tmp_path / "whole"), random.Random(1)
+    root = tmp_path / "case"
+
+    def start(timeout=None):
+        words = [sys.executable, "-m", "recbole_mmdiff.cli", *kind.command(root)]
+        return subprocess.run(words, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=timeout,
+                              capture_output=True, text=True)
+
+    started = time.monotonic()
+    start()
+    seconds = time.monotonic() - started
+    shutil.rmtree(root)
+    for _ in range(4):
+        with contextlib.suppress(subprocess.TimeoutExpired):    # It kills, which is SIGKILL here.
+            start(draw.uniform(0.3, 0.9) * seconds)
+    last = start()
+    assert last.returncode == 0, last.stderr
+    assert not differences(whole.files, contents(root))
