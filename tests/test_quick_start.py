@@ -17,7 +17,7 @@ from running import PRETRAINING, Killed, run_keys, saved_metrics, without_times
 from recbole_mmdiff.errors import ConfigError, DataError
 from recbole_mmdiff.evaluator import Evaluator
 from recbole_mmdiff.quick_start import load_run, run
-from recbole_mmdiff.storage import CheckpointError, save_plain
+from recbole_mmdiff.storage import CheckpointError, load_plain, save_plain
 from recbole_mmdiff.trainer import StagedTrainer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -175,6 +175,10 @@ def test_a_model_of_recbole_resumes_too(model, tiny_config, tmp_path, monkeypatc
     np.random.rand(3)
     resumed = run(resume=tmp_path / "killed")
     assert without_times(resumed.metrics) == without_times(whole.metrics)
+    (resumed.folder / "metrics.json").unlink()      # Killed once more, after the training.
+    run(resume=resumed.folder)
+    checkpoints = [load_plain(made.folder / "checkpoint.pth") for made in (whole, resumed)]
+    assert checkpoints[0]["numbers"] == checkpoints[1]["numbers"] and "seed" in checkpoints[0]["numbers"]
 
 
 class Hostile:

@@ -71,7 +71,12 @@ def test_a_killed_study_goes_on_as_if_it_had_not_been(tuned, tmp_path):
         folder.mkdir(parents=True)
         for file in sorted(study.glob("trial-*.json"))[:4]:
             (folder / file.name).write_bytes(file.read_bytes())
+        # What a kill leaves right after a score, and while one is written.
+        (folder / "trial-003").mkdir()
+        (folder / ".trial-004.0123456789ab.tmp.json").touch()
     compare(path, again)
+    assert {file.name for file in again.glob("studies/*/*")} \
+        == {f"trial-{number:03}.json" for number in range(TRIALS)}
     for study in store.glob("studies/*"):
         assert [(trial["keys"], trial["score"]) for trial in trials_of(study)] == \
             [(trial["keys"], trial["score"]) for trial in trials_of(again / "studies" / study.name)]

@@ -18,9 +18,6 @@ from kills import Kind, Server, Tally, contents, differences, outlive, random_de
 from running import RANKING, write_item_features
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.append(str(ROOT / "tests" / "prep"))
-from amazon_files import dense_category, meta_line, review_line, write_lines
-
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="kill -9 is a matter of POSIX")
 
 MAPPED = {"pretrain_epochs": 6, "pretrain_batch_size": 64, "epochs": 6, "train_batch_size": 64,
@@ -48,12 +45,11 @@ PLACES = [
     ("DiffCDR", "os.rename run/data/target/tgt/.tgt.tmp.inter", True),
     ("DiffCDR", "os.rename run/.checkpoint.tmp.pth", True),
     ("DiffCDR", "open run after os.rename run/.checkpoint.tmp.pth", False),
-    ("BPR", "os.rename run/.metrics.tmp.json", True),
+    ("DiffCDR", "os.rename run/.metrics.tmp.json", True),
     ("default data", "os.rename dataset/.prepare/ml0k/ml0k-drama/.ml0k-drama.text.tmp.npy", True),
     ("mmrec", "os.rename new/.new.text.tmp.npy", True),
     ("encode", "os.rename toy/.toy.slow.tmp.tokens", True),
     ("encode", "os.remove toy/.toy.slow.shards/0.npz", False),
-    ("compare", "os.rmdir store/studies/MF/trial-0", False),
 ]
 
 
@@ -72,7 +68,7 @@ def inputs(tmp_path_factory, make_tiny_pair, tiny_config, taste_domain):
     for model, keys in TRAINED.items():
         place = taste_domain.folder if "dataset" in keys else folder
         write_yaml(folder / f"{model}.yaml", tiny_config(model, data_path=place, save_per_user=True, **keys))
-    keys = tiny_config("MF", data_path=folder, epochs=4, valid_metric="RMSE")
+    keys = tiny_config("MF", data_path=folder, valid_metric="RMSE")
     keys.pop("model")
     write_yaml(folder / "compare.yaml", {
         "name": "small", "models": {"MF": {}, "CMF": {}}, "seeds": [1], "keys": keys,
@@ -88,6 +84,9 @@ def write_yaml(path, content):
 
 
 def write_raw_amazon(folder):
+    sys.path.append(str(ROOT / "tests" / "prep"))       # pytest adds it only where it collects from there.
+    from amazon_files import dense_category, meta_line, review_line, write_lines
+
     for name, seed in (("left", 1), ("right", 2)):
         ratings, items = dense_category(seed, range(40))
         write_lines(folder / f"{name}.json", [review_line("2018", rating) for rating in ratings])
