@@ -9,7 +9,7 @@ from recbole_mmdiff import distributed
 from recbole_mmdiff.data.preparation import Parts, train_loader
 from recbole_mmdiff.errors import ConfigError
 from recbole_mmdiff.storage import load_plain
-from recbole_mmdiff.trainer.checkpoint import load_weights, save_checkpoint
+from recbole_mmdiff.trainer.checkpoint import load_checkpoint, load_weights, save_checkpoint
 from recbole_mmdiff.trainer.staged import StagedTrainer
 
 
@@ -17,7 +17,7 @@ class HostedTrainer(Trainer):
     """Mixin for RecBole trainers with a ``fit`` of their own (NCL, S3Rec, RaCT).
 
     They train as RecBole wrote them, validated by our evaluator, and end in our checkpoint. They
-    cannot go on in the middle of a run: RecBole does not save what they would need.
+    cannot go on in the middle of a training, which begins anew: RecBole does not save what they would need.
     """
 
     def __init__(self, config, model, evaluator=None, checkpoint: Path | None = None):
@@ -26,11 +26,13 @@ class HostedTrainer(Trainer):
 
     def fit(self, parts: Parts, valid_data=None, verbose=True, saved=True, show_progress=False,
             callback_fn=None, resume: bool = False):
-        """Run RecBole's own ``fit``; raises ConfigError when asked to resume."""
+        """Run RecBole's own ``fit``; ``resume``: it has been run, and its checkpoint is read."""
         if resume:
-            raise ConfigError(f"--resume: {self.config['model']} is trained by a RecBole trainer "
-                              f"that cannot be resumed; start it anew")
+            load_checkpoint(self.checkpoint, self.config, self.model)
+            return self.best_valid_score, self.best_valid_result
         loader = train_loader(self.config, parts.train)
+        for left_by_kill in Path(self.saved_model_file).parent.glob(f"{self.config['model']}-*.pth"):
+            left_by_kill.unlink()
         result = super().fit(loader, parts.valid, verbose, saved, show_progress=False,
                              callback_fn=callback_fn)
         written = Path(self.saved_model_file)

@@ -4,7 +4,7 @@ import pytest
 from running import SINGLE, run_keys
 
 from recbole_mmdiff.evaluator import Evaluator
-from recbole_mmdiff.quick_start import load_run
+from recbole_mmdiff.quick_start import load_run, run
 
 SMALL = {"epochs": 1, "embedding_size": 8}
 GENERAL = ["ADMMSLIM", "AsymKNN", "BPR", "CDAE", "DGCF", "DiffRec", "DMF", "EASE", "ENMF", "FISM",
@@ -100,6 +100,8 @@ def test_pretraining_of_a_model_with_a_fit_of_its_own(tiny_config, tmp_path):
     loaded = load_run(first.folder)
     again = Evaluator(loaded.config, loaded.parts).evaluate(loaded.model, "test")
     assert again.metrics == first.metrics["test"]
+    (first.folder / "metrics.json").unlink()        # Killed after the training.
+    assert run(resume=first.folder).metrics["test"] == first.metrics["test"]
     second = tiny_config("RaCT", train_stage="finetune",
                          pre_model_path=str(first.folder / "checkpoint.pth"), **keys)
     train_load_and_test(second, tmp_path / "second")
