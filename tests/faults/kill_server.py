@@ -4,8 +4,9 @@ more than its work. Attempts die by SIGKILL: at a moment, from outside, or right
 Each line of the input is a JSON object, answered by one line:
 
 - ``words``: of the command line; ``log``: file for what is printed; ``root``: folder whose changes count.
-- ``after``: seconds until the kill, or null. ``at``: number of the change that it dies before, or null;
-  ``half``: cut the file in two that this change would rename, as if the kill had come while it was written.
+- ``after``: seconds until the kill; null: so many that something must hang. ``at``: number of the change that
+  it dies before, or null; ``half``: cut the file in two that this change would rename, as if the kill had come
+  while it was written.
 - the answer: ``code`` (0: done, -9: killed), ``seconds``, and, unless it was killed, its ``changes``.
 """
 
@@ -20,6 +21,7 @@ import traceback
 from pathlib import Path
 
 _CHANGES = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir"}
+_HANGS = 300.0
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 
@@ -91,18 +93,16 @@ def attempt(job: dict) -> None:
         os._exit(code)
 
 
-def follow(pid: int, after: float | None) -> int:
+def follow(pid: int, after: float) -> int:
     """Wait for a fork, and kill it ``after`` seconds; its exit status as ``Popen.returncode`` has it."""
-    deadline = None if after is None else time.monotonic() + after
+    deadline = time.monotonic() + after
     while True:
-        done, status = os.waitpid(pid, 0 if deadline is None else os.WNOHANG)
+        done, status = os.waitpid(pid, os.WNOHANG)
         if done:
             return os.waitstatus_to_exitcode(status)
         if time.monotonic() >= deadline:
             os.kill(pid, signal.SIGKILL)
-            deadline = None
-        else:
-            time.sleep(0.001)
+        time.sleep(0.002)
 
 
 def serve() -> None:
@@ -116,7 +116,8 @@ def serve() -> None:
         pid = os.fork()
         if pid == 0:
             attempt(job)
-        answer = {"code": follow(pid, job["after"]), "seconds": time.monotonic() - started}
+        answer = {"code": follow(pid, _HANGS if job["after"] is None else job["after"]),
+                  "seconds": time.monotonic() - started}
         if answer["code"] >= 0:
             answer["changes"] = json.loads(Path(job["log"]).with_suffix(".changes").read_text())
         print(json.dumps(answer), file=answers)

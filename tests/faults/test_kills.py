@@ -97,7 +97,7 @@ def write_raw_amazon(folder):
 
 def write_raw_mmrec(folder):
     draw = np.random.default_rng(5)
-    rows = [(user, item, 5, place, min(place, 2) % 3) for user in range(60)
+    rows = [(user, item, 5, place, {0: 1, 1: 2}.get(place, 0)) for user in range(60)
             for place, item in enumerate(draw.permutation(30)[:9])]
     lines = [("userID", "itemID", "rating", "timestamp", "x_label"), *rows]
     (folder / "toy.inter").write_text("".join("\t".join(map(str, line)) + "\n" for line in lines))
