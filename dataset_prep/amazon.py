@@ -13,11 +13,11 @@ import polars as pl
 from dataset_prep.editions import EDITIONS, find_metadata, find_reviews
 from dataset_prep.filters import DUPLICATES, REQUIRABLE, Filters
 from dataset_prep.output import checked_name, is_made, read_record, record_path
-from dataset_prep.pipeline import Source, prepare, recipe
+from dataset_prep.pipeline import Source, clean_up, prepare, recipe
 from dataset_prep.presets import PRESETS, Domain, Preset
 from dataset_prep.raw import MAX_BAD
 from recbole_mmdiff.errors import ConfigError, DataError, one_of
-from recbole_mmdiff.files import write_json
+from recbole_mmdiff.files import remove_leftovers, write_json
 
 Job = tuple[list[Source], Filters]      # the data sets that are made together
 
@@ -133,6 +133,7 @@ def _prepare_preset(options: argparse.Namespace) -> None:
         record = read_record(folder)
         record["presets"] = record.get("presets", {}) | {options.preset: {
             "table": preset.table, "own_filters": own, "note": preset.note, "comparison": rows}}
+        remove_leftovers(folder, {record_path(folder).name})
         write_json(record, record_path(folder))
 
 
@@ -167,6 +168,7 @@ def _make(jobs: Sequence[Job], options: argparse.Namespace, texts: bool) -> None
             for (sources, _), decided in zip(jobs, recipes, strict=True)]
     for (sources, filters), there in zip(jobs, made, strict=True):
         if all(there):
+            clean_up(options.output, [source.name for source in sources])
             names = ", ".join(str(options.output / source.name) for source in sources)
             print(f"{names}: there already, made from the same files by the same filters")
             continue

@@ -106,24 +106,28 @@ def make(root: str | Path) -> None:
 
 def ensure(root: str | Path) -> None:
     """`make`, unless both domains are complete already. Of several processes one builds, the others wait."""
-    if not _all_complete(Path(root)):
-        _build_and_install(Path(root), replace=False)
+    root = Path(root)
+    if not _all_complete(root) or _workspace(root).exists():    # The latter is of a killed build, or at work.
+        _build_and_install(root, replace=False)
 
 
 def _all_complete(root: Path) -> bool:
     return all(_complete(root / name) for name in GENRES)
 
 
+def _workspace(root: Path) -> Path:
+    return root / ".prepare" / "ml100k"
+
+
 def _build_and_install(root: Path, replace: bool) -> None:
     for name in GENRES:
         _refuse_foreign_files(root / name)
-    hidden = root / ".prepare"
-    hidden.mkdir(parents=True, exist_ok=True)
-    with FileLock(hidden / "ml100k.lock"):
+    workspace = _workspace(root)
+    workspace.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(workspace.with_suffix(".lock")):
+        shutil.rmtree(workspace, ignore_errors=True)
         if not replace and _all_complete(root):
             return    # Another process came first.
-        workspace = hidden / "ml100k"
-        shutil.rmtree(workspace, ignore_errors=True)
         workspace.mkdir()
         try:
             _build(workspace)

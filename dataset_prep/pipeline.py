@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from dataset_prep.raw import MAX_BAD, RawFile, first_line
 from dataset_prep.reviews import CsvRatings, JsonReviews, read_rows
 from recbole_mmdiff.errors import DataError
 
+_HIDDEN = ".prepare"
 _IDS = pl.Categorical(pl.Categories("recbole_mmdiff.ids"))    # one code for a user of two domains
 _ITEM_TYPES = {"title": "token_seq", "brand": "token_seq", "categories": "token_seq",
                "description": "token_seq", "price": "float", "image_url": "token"}
@@ -90,13 +91,20 @@ def prepare(sources: Sequence[Source], filters: Filters, output: Path, texts: bo
         return records
 
 
+def clean_up(output: Path, names: Sequence[str]) -> None:
+    """Remove what a `prepare` left that was killed once its data sets were there; not what others hold."""
+    if (output / _HIDDEN / names[0]).is_dir():
+        with suppress(DataError), _workspace(output, names):
+            pass    # It removes the folder.
+
+
 @contextmanager
 def _workspace(output: Path, names: Sequence[str]) -> Iterator[Path]:
     """An empty hidden folder, removed at the end; what a killed run left in it is removed at the start.
 
     All names are locked meanwhile. The files of the locks stay: another process may be waiting with one.
     """
-    hidden = output / ".prepare"
+    hidden = output / _HIDDEN
     hidden.mkdir(parents=True, exist_ok=True)
     with ExitStack() as locks:
         for name in names:

@@ -5,8 +5,8 @@ Each line of the input is a JSON object, answered by one line:
 
 - ``words``: of the command line; ``log``: file for what is printed; ``root``: folder whose changes count.
 - ``after``: seconds until the kill; null: so many that something must hang. ``at``: number of the change
-  that it dies before, or null; ``half``: cut the file in two that this change would rename, as if the kill had
-  come while it was written.
+  that it dies before, or null; ``half``: cut the file in two that this change would rename, as if it
+  had come while that was written.
 - the answer: ``code`` (0: done, -9: killed), ``seconds``, and, unless it was killed, its ``changes``.
 """
 

@@ -17,6 +17,8 @@ import yaml
 from kills import Kind, Server, Tally, contents, differences, outlive, random_deaths, whole_run
 from running import RANKING, write_item_features
 
+from dataset_prep.presets import PRESETS
+
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="kill -9 is a matter of POSIX")
 
@@ -38,7 +40,8 @@ TRAINED = {
 }
 #: kills of each kind: 200
 KILLS = {"DiffCDR": 22, "MuSiC": 22, "MMDCDR": 22, "SIEOUG": 20, "CCDRec": 20, "BPR": 10, "RaCT": 10,
-         "default data": 14, "amazon": 16, "mmrec": 14, "encode": 16, "features": 4, "compare": 10}
+         "default data": 14, "amazon": 10, "preset": 8, "mmrec": 12, "encode": 16, "features": 4,
+         "compare": 10}
 #: places that a change of the code may spoil, as `Whole.places` names them, and whether the file that would
 #: be renamed there is cut in half
 PLACES = [
@@ -49,6 +52,8 @@ PLACES = [
     ("DiffCDR", "open run after os.rename run/.checkpoint.tmp.pth", False),
     ("DiffCDR", "os.rename run/.metrics.tmp.json", True),
     ("default data", "os.rename dataset/.prepare/ml0k/ml0k-drama/.ml0k-drama.text.tmp.npy", True),
+    ("default data", "os.rmdir dataset/.prepare/ml0k", False),
+    ("amazon", "os.rmdir .prepare/left", False),
     ("mmrec", "os.rename new/.new.text.tmp.npy", True),
     ("encode", "os.rename toy/.toy.slow.tmp.tokens", True),
     ("encode", "os.remove toy/.toy.slow.shards/0.npz", False),
@@ -87,12 +92,13 @@ def write_yaml(path, content):
 
 def write_raw_amazon(folder):
     sys.path.append(str(ROOT / "tests" / "prep"))       # pytest adds it only where it collects from there.
-    from amazon_files import dense_category, meta_line, review_line, write_lines
+    from amazon_files import dense_category, meta_line, review_line, write_lines, write_preset
 
     for name, seed in (("left", 1), ("right", 2)):
         ratings, items = dense_category(seed, range(40))
         write_lines(folder / f"{name}.json", [review_line("2018", rating) for rating in ratings])
         write_lines(folder / f"{name}.meta.json", [meta_line("2018", item) for item in items])
+    write_preset(folder / "raw", PRESETS["music-task1"])
 
 
 def write_raw_mmrec(folder):
@@ -136,6 +142,8 @@ def kinds(inputs):
             "--model=MF", "--dataset=ml100k-pair", "--epochs=2", "--state=WARNING", "--log_tensorboard=False",
             f"--data_path={root / 'dataset'}", "--output", str(root / "run")], True),
         Kind("amazon", amazon),
+        Kind("preset", lambda root: ["prepare", "amazon", "--preset", "music-task1", "--raw",
+                                     str(inputs / "raw"), "--output", str(root)]),
         Kind("mmrec", lambda root: ["prepare", "mmrec", "--folder", str(inputs), "--name", "toy", "--output",
                                     str(root), "--as", "new"]),
         Kind("encode", lambda root: ["prepare", "encode", "--data", with_items(root), "--encoder", "slow",
@@ -174,6 +182,19 @@ def test_two_hundred_kills(name, server, kinds, whole_of, tmp_path, capsys):
         deaths = random_deaths(whole, draw, place)
         outlive(server, kinds[name], whole, tmp_path / f"case{number}", deaths, tally)
         number += 1
+    with capsys.disabled():
+        print(f"\n{Tally.HEADER}\n{tally}")
+    assert not tally.lost and not tally.differing, tally.told()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["DiffCDR", "amazon", "preset", "mmrec", "encode", "features", "default data"])
+def test_killed_at_every_place(name, server, kinds, whole_of, tmp_path, capsys):
+    """Once before every kind of change, files that are written then cut in half."""
+    tally, whole = Tally(name), whole_of(name)
+    for number, changes in enumerate(whole.places().values()):
+        deaths = [{"at": changes[len(changes) // 2], "half": True}]
+        outlive(server, kinds[name], whole, tmp_path / f"case{number}", deaths, tally)
     with capsys.disabled():
         print(f"\n{Tally.HEADER}\n{tally}")
     assert not tally.lost and not tally.differing, tally.told()
