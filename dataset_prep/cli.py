@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 
-from recbole_mmdiff.errors import ConfigError, DataError, suggest
+from recbole_mmdiff.errors import ConfigError, DataError, WriteError, suggest
 
 #: what can be prepared: the module that does it, and what it does
 COMMANDS = {
@@ -59,6 +59,8 @@ def main(words: list[str]) -> None:
             raise
         raise DataError(f"prepare {name}: needs the package {package!r}; "
                         f"pip install 'recbole-mmdiff[{EXTRAS[package]}]'") from error
+    except WriteError as error:
+        raise DataError(f"prepare {name}: {error}") from error
     except BrokenPipeError:     # Nobody reads what is printed: no matter of the files.
         raise
     except OSError as error:

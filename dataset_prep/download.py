@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dataset_prep.folders import item_path, locked, read_items
+from dataset_prep.folders import item_path, read_items
 from dataset_prep.images import (
     MAX_BYTES,
     MAX_PIXELS,
@@ -30,7 +30,7 @@ from dataset_prep.images import (
 )
 from dataset_prep.skips import Skips
 from recbole_mmdiff.errors import ConfigError, DataError
-from recbole_mmdiff.files import remove_leftovers, write_atomically
+from recbole_mmdiff.files import locked, make_folder, remove_leftovers, write_atomically
 
 if TYPE_CHECKING:
     from dataset_prep.web import Web
@@ -165,8 +165,8 @@ def _check_options(workers: int, rate: float, retries: int, max_bytes: int) -> N
 @contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
     """The folder, made if need be, locked, and without what a killed run left half written."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder / ".lock", f"{folder}: another run is fetching images into this folder"):
+    make_folder(folder)
+    with locked(folder / ".lock", DataError(f"{folder}: another run is fetching images into this folder")):
         remove_leftovers(folder)
         yield
 

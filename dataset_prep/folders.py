@@ -1,10 +1,8 @@
-"""The folder of a data set: its name, the items that it lists, and who may work in it."""
+"""The folder of a data set: its name and the items that it lists."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,16 +38,3 @@ def read_items(path: Path, columns: set[str]) -> pd.DataFrame:
         raise DataError(f"{path}: the item {twice.iloc[0]!r} stands twice ({len(twice):,} such lines); "
                         f"keep one line for each item")
     return frame
-
-
-@contextmanager
-def locked(path: Path, otherwise: str) -> Iterator[None]:
-    """Hold the lock file ``path``; a DataError that says ``otherwise`` where another process does."""
-    from filelock import FileLock, Timeout
-
-    try:
-        lock = FileLock(path).acquire(timeout=0)
-    except Timeout as error:
-        raise DataError(otherwise) from error
-    with lock:
-        yield

@@ -35,7 +35,7 @@ from filelock import FileLock
 
 from dataset_prep.encoders.lsa import DECIMALS, Lsa
 from recbole_mmdiff.data.features import FeatureError, FeatureFile, write_features
-from recbole_mmdiff.files import sha256
+from recbole_mmdiff.files import make_folder, sha256, telling_of_disk
 
 SOURCE = "ml100k-drama"
 TARGET = "ml100k-action"
@@ -123,8 +123,8 @@ def _build_and_install(root: Path, replace: bool) -> None:
     for name in GENRES:
         _refuse_foreign_files(root / name)
     workspace = _workspace(root)
-    workspace.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(workspace.with_suffix(".lock")):
+    make_folder(workspace.parent)
+    with telling_of_disk(root), FileLock(workspace.with_suffix(".lock")):
         shutil.rmtree(workspace, ignore_errors=True)
         if not replace and _all_complete(root):
             return    # Another process came first.

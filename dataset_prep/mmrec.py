@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from dataset_prep.output import checked_name, is_made, read_record, start_dataset, write_dataset
+from dataset_prep.output import alone_with, checked_name, is_made, read_record, start_dataset, write_dataset
 from dataset_prep.presets import PRESETS
 from dataset_prep.skips import Skips
 from recbole_mmdiff.data.features import check_finite, feature_path, map_matrix, write_features
@@ -89,7 +89,8 @@ def import_mmrec(folder: str | Path, name: str, output: str | Path = "dataset", 
     for modality in features:
         feature_path(target, target.name, modality, "npy")    # Refuses what is no name.
     table = inter.with_columns(userID=users.of(inter["userID"]), itemID=items.of(inter["itemID"]))
-    _write(target, table, features, {"recipe": recipe, **_counts(inter), "left_out": skips.as_dict()})
+    with alone_with(target):
+        _write(target, table, features, {"recipe": recipe, **_counts(inter), "left_out": skips.as_dict()})
     return Imported(target, read_record(target))
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import polars as pl
 from recbole_mmdiff import __version__
 from recbole_mmdiff.data.features import feature_path
 from recbole_mmdiff.errors import ConfigError, DataError
-from recbole_mmdiff.files import sha256, write_atomically, write_json
+from recbole_mmdiff.files import locked, make_folder, sha256, write_atomically, write_json
 
 _ATOMIC = ("inter", "item", "user")
 _BREAKS = r"[\t\r\n]"    # what would end a cell or its line
@@ -73,6 +74,22 @@ def is_made(folder: Path, recipe: Mapping[str, Any], overwrite: bool) -> bool:
                         f"choose another --output, or --overwrite to replace it")
     return record is not None and _UNFINISHED not in record and all(
         path.is_file() for path in _files_of(folder, record))
+
+
+@contextmanager
+def alone_with(folder: Path) -> Iterator[None]:
+    """Keep other processes from writing the data set in ``folder``, which need not be there yet.
+
+    The file of the lock stays, in the hidden ``.prepare`` beside it: another process may be waiting with it.
+
+    Raises:
+        DataError: another process writes it.
+    """
+    hidden = folder.parent / ".prepare"
+    make_folder(hidden)
+    with locked(hidden / f"{folder.name}.lock",
+                DataError(f"{folder}: another process prepares this data set; wait for it")):
+        yield
 
 
 def start_dataset(folder: Path, record: Mapping[str, Any]) -> None:

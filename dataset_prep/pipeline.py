@@ -14,12 +14,12 @@ import polars as pl
 
 from dataset_prep.editions import EDITIONS, ratings_columns
 from dataset_prep.filters import ITEM, USER, Filters, Step, apply
-from dataset_prep.folders import locked
 from dataset_prep.metadata import FIELDS, read_items
-from dataset_prep.output import clean, write_dataset
+from dataset_prep.output import alone_with, clean, write_dataset
 from dataset_prep.raw import MAX_BAD, RawFile, first_line
 from dataset_prep.reviews import CsvRatings, JsonReviews, read_rows
 from recbole_mmdiff.errors import DataError
+from recbole_mmdiff.files import telling_of_disk
 
 _HIDDEN = ".prepare"
 _IDS = pl.Categorical(pl.Categories("recbole_mmdiff.ids"))    # one code for a user of two domains
@@ -102,15 +102,12 @@ def clean_up(output: Path, names: Sequence[str]) -> None:
 def _workspace(output: Path, names: Sequence[str]) -> Iterator[Path]:
     """An empty hidden folder, removed at the end; what a killed run left in it is removed at the start.
 
-    All names are locked meanwhile. The files of the locks stay: another process may be waiting with one.
+    All names are locked meanwhile.
     """
-    hidden = output / _HIDDEN
-    hidden.mkdir(parents=True, exist_ok=True)
     with ExitStack() as locks:
         for name in names:
-            locks.enter_context(locked(hidden / f"{name}.lock", f"{output / name}: another process prepares "
-                                       "this data set; wait for it"))
-        work = hidden / names[0]
+            locks.enter_context(alone_with(output / name))
+        work = output / _HIDDEN / names[0]
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir()
         try:
@@ -134,7 +131,8 @@ def _read_ratings(source: Source, filters: Filters, work: Path | None,
             long_enough = batch.filter(pl.col("words") >= filters.min_words)
         if work:
             files.append(work / f"{source.name}.{len(files)}.parquet")
-            long_enough.select("row", "review").write_parquet(files[-1], compression="lz4")
+            with telling_of_disk(files[-1]):
+                long_enough.select("row", "review").write_parquet(files[-1], compression="lz4")
         batches.append(batch.drop("review", strict=False).with_columns(pl.col(USER, ITEM).cast(_IDS)))
     ratings = pl.concat(batches)
     if source.csv:

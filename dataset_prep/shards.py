@@ -19,10 +19,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dataset_prep.batches import Encoded
-from dataset_prep.folders import locked
 from recbole_mmdiff.data.features import FeatureFile, feature_path, read_manifest, write_features
 from recbole_mmdiff.errors import DataError
-from recbole_mmdiff.files import write_atomically, write_json
+from recbole_mmdiff.files import locked, write_atomically, write_json
 
 if TYPE_CHECKING:
     from dataset_prep.processes import Processes
@@ -110,8 +109,8 @@ class Work:
         """
         self.folder.mkdir(exist_ok=True)
         with locked(self.folder / f"process{processes.rank}.lock",
-                    f"{self.folder}: another run encodes this feature now; wait for it or choose "
-                    f"another --modality"):
+                    DataError(f"{self.folder}: another run encodes this feature now; wait for it or choose "
+                              f"another --modality")):
             try:
                 yield
             except BaseException:

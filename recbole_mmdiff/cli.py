@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 
-from recbole_mmdiff.errors import CheckpointError, ConfigError, DataError, ProcessError, one_of
+from recbole_mmdiff.errors import TOLD, ConfigError, one_of
 
 DESCRIPTION = """\
 Train, evaluate and compare recommenders of RecBole and recbole_mmdiff.
@@ -78,13 +78,13 @@ def _add_recommend(add) -> None:
 
 
 def main(words: list[str] | None = None) -> int:
-    """Run a command; 0 when it succeeded, 2 after a mistake of the user's, told in one line."""
+    """Run a command; 0 when it succeeded, 2 after what is told in one line: a mistake, a full disk."""
     try:
         options, rest = parse(sys.argv[1:] if words is None else words)
         code = _run_command(options, rest)
         sys.stdout.flush()
         return code
-    except (ConfigError, DataError, CheckpointError, ProcessError) as error:
+    except TOLD as error:
         where = f" of process {os.environ['RANK']}" if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""
         print(f"error{where}: {error}", file=sys.stderr)
         return 2

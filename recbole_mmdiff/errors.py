@@ -9,6 +9,10 @@ class ConfigError(ValueError):
     """A configuration key or value that cannot be used; the message names it."""
 
 
+class FolderInUse(ConfigError):
+    """A folder in which another process works; it is safe to ask again later."""
+
+
 class DataError(ValueError):
     """A file or a data set that cannot be used; the message names file, line and column."""
 
@@ -17,8 +21,21 @@ class CheckpointError(ValueError):
     """A state that cannot be stored, or a file that cannot be read back safely."""
 
 
+class TrainingError(ValueError):
+    """Training that cannot go on: a loss, weights or scores that are no numbers; the message says where."""
+
+
 class ProcessError(RuntimeError):
     """One of the processes of a run has ended, or cannot be reached."""
+
+
+class WriteError(OSError):
+    """A file or folder that cannot be written: a full disk, no permission. The message names it, and what
+    to do."""
+
+
+#: what a command tells in one line
+TOLD = (ConfigError, DataError, CheckpointError, TrainingError, ProcessError, WriteError)
 
 
 @contextmanager

@@ -1,15 +1,21 @@
-"""Files that are never half written, and their checksums; needs nothing but Python."""
+"""Files that are never half written, their checksums, and folders with one owner."""
 
+import errno
 import hashlib
 import json
 import math
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+from recbole_mmdiff.errors import WriteError
+
+#: what the system says where a file cannot grow
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) if os.name == "posix" else (errno.ENOSPC,)
 _TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{12}\.tmp(\.[^.]+)?")
 
 
@@ -29,19 +35,89 @@ def write_atomically(path: str | os.PathLike) -> Iterator[Path]:
     a killed process stays, see `remove_leftovers`.
 
     Raises:
-        FileNotFoundError: the folder does not exist, or the block did not write the temporary.
+        WriteError: a full disk, a folder that is not there or cannot be written, or a block that did not
+            write the temporary.
     """
     # A symbolic link keeps pointing at the file that it pointed at.
     target = Path(os.path.realpath(path))
     temporary = target.with_name(f".{target.stem}.{secrets.token_hex(6)}.tmp{target.suffix}")
+    with telling_of_disk(path, temporary):
+        try:
+            yield temporary
+            _flush_to_disk(temporary)
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+        if os.name == "posix":  # The renaming is safe from a power cut once the folder is flushed.
+            _flush_to_disk(target.parent)
+
+
+@contextmanager
+def telling_of_disk(path: str | os.PathLike, temporary: Path | None = None) -> Iterator[None]:
+    """A refusal of the operating system to write ``path`` (what is in it, of a folder), or its ``temporary``,
+    as a WriteError; one that names another file is left as it is."""
     try:
-        yield temporary
-        _flush_to_disk(temporary)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
-    if os.name == "posix":  # The renaming is safe from a power cut once the folder is flushed.
-        _flush_to_disk(target.parent)
+        yield
+    except Exception as error:
+        found = _disk_error(error)
+        if found is None:
+            raise
+        named = Path(path if found.filename is None or found.errno in NO_ROOM else found.filename)
+        if named != temporary and Path(path) not in (named, *named.parents):
+            raise       # What could not be read, say.
+        raise write_error(path, found) from error
+
+
+def write_error(path: str | os.PathLike, error: OSError) -> WriteError:
+    """What is told of a file or folder that cannot be written, and why not."""
+    why, todo = error.strerror or str(error), "check that its folder is there and can be written"
+    if error.errno in NO_ROOM:
+        todo = "make room on this disk, or use another one"
+        folder = next((place for place in Path(os.path.abspath(path)).parents if place.is_dir()), None)
+        if folder is not None:
+            why += f", {shutil.disk_usage(folder).free / 1e6:.1f} MB are free"
+    return WriteError(f"{path}: cannot be written ({why}); {todo}")
+
+
+def _disk_error(error: Exception) -> OSError | None:
+    """The operating system's refusal behind an error, if there is one: torch's writer raises another in its
+    place, and libraries in Rust (polars) put its number into a text."""
+    if isinstance(error, WriteError):
+        return None
+    if isinstance(error, OSError) and error.errno:
+        return error
+    behind = error.__context__
+    if isinstance(error, RuntimeError) and isinstance(behind, OSError) and behind.errno in NO_ROOM:
+        return behind
+    number = re.search(r"\(os error (\d+)\)", str(error))
+    return OSError(int(number[1]), os.strerror(int(number[1]))) if number else None
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it, unless it is there; raises WriteError."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_error(path, error) from error
+
+
+@contextmanager
+def locked(path: Path, in_use: Exception) -> Iterator[None]:
+    """Hold the lock file ``path``, which the system gives free when this process ends, however it ends.
+
+    Raises:
+        WriteError: it cannot be made; ``in_use`` where another process holds it.
+    """
+    from filelock import FileLock, Timeout
+
+    try:
+        lock = FileLock(path).acquire(timeout=0)
+    except Timeout as error:
+        raise in_use from error
+    except OSError as error:
+        raise write_error(path, error) from error
+    with lock:
+        yield
 
 
 def remove_leftovers(folder: str | os.PathLike, names: Collection[str] | None = None) -> None:

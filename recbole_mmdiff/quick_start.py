@@ -3,12 +3,7 @@
 import itertools
 import json
 import logging
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
-from logging.handlers import MemoryHandler
 from pathlib import Path
 from time import perf_counter
 
@@ -22,18 +17,18 @@ from recbole_mmdiff import distributed
 from recbole_mmdiff.config import DOMAINS, Config
 from recbole_mmdiff.config.processes import environment
 from recbole_mmdiff.config.sources import merge, read_yaml
-from recbole_mmdiff.data.keeping import KEPT, keep_data, kept_keys
+from recbole_mmdiff.data.keeping import KEPT, check_kept, keep_data, kept_keys
 from recbole_mmdiff.data.preparation import Parts, prepare_parts
 from recbole_mmdiff.data.splits import SavedSplit
 from recbole_mmdiff.errors import ConfigError, DataError
 from recbole_mmdiff.evaluator import Evaluation, make_evaluator
-from recbole_mmdiff.files import remove_leftovers, write_atomically, write_json
+from recbole_mmdiff.files import write_atomically, write_json
 from recbole_mmdiff.launching import run_processes
+from recbole_mmdiff.run_folder import CHECKPOINT, CONFIG, METRICS, SPLIT, open_run_folder
+from recbole_mmdiff.run_log import kept_messages, log_to
 from recbole_mmdiff.trainer import make_trainer
-from recbole_mmdiff.trainer.checkpoint import load_checkpoint
+from recbole_mmdiff.trainer.checkpoint import load_checkpoint, saved_config
 
-CONFIG, CHECKPOINT, METRICS, LOG = "config.yaml", "checkpoint.pth", "metrics.json", "train.log"
-SPLIT = "split.npz"
 #: what a resumed run may do otherwise: where and how long it runs, and what it shows
 MAY_CHANGE = {"epochs", "stopping_step", "checkpoint_interval", "data_path", "gpu_id", "use_gpu",
               "worker", "state", "show_progress", "log_tensorboard", "log_wandb", "save_per_user",
@@ -68,39 +63,44 @@ def run(model=None, dataset=None, config_files=(), config_dict=None, overrides=N
         the run; None on a machine whose processes (``nproc``) are not the first ones.
 
     Raises:
+        ConfigError, DataError, CheckpointError, TrainingError, WriteError: what is wrong, and what to do.
         ProcessError: one of several processes has ended.
-        ConfigError, DataError, CheckpointError: what is wrong, and what to do.
     """
     if resume is not None:
         config_files = (_file_of_run(resume, CONFIG), *config_files)
     config = Config(model, dataset, list(config_files), config_dict, overrides)
     if config["world_size"] > 1 and distributed.launched() == 1:
         arguments = {"model": model, "dataset": dataset, "config_files": config_files,
-                     "config_dict": config_dict, "overrides": overrides, "resume": resume, "test": test,
-                     "console": console, "output": _run_folder(config, output or config["output"], resume)}
-        run_processes(run, arguments, config["nproc"], environment(config), config["group_offset"])
-        return None if config["group_offset"] else load_run(arguments["output"])
+                     "config_dict": config_dict, "overrides": overrides, "output": output, "resume": resume,
+                     "test": test, "console": console}
+        folder = run_processes(_run_to_folder, arguments, config["nproc"], environment(config),
+                               config["group_offset"])
+        return None if config["group_offset"] else load_run(folder)
     with distributed.joined(config["device"]):
-        folder = _run_folder(config, output or config["output"], resume) if distributed.is_first() else ""
-        return _run(config, Path(distributed.from_first(str(folder))), resume is not None, test, console)
+        if not distributed.is_first():
+            return _run_in(Path(distributed.from_first("")), config, resume is not None, test, console)
+        with open_run_folder(config, output or config["output"], resume) as folder:
+            distributed.from_first(str(folder))
+            return _run_in(folder, config, resume is not None, test, console)
 
 
-def _run(config, folder: Path, resume: bool, test: bool, console: bool) -> Run:
+def _run_to_folder(**arguments) -> str:
+    return str(run(**arguments).folder)
+
+
+def _run_in(folder: Path, config, resume: bool, test: bool, console: bool) -> Run:
     """The part of one of the processes."""
-    if resume and (folder / METRICS).is_file():
-        raise ConfigError(f"--resume: {folder} is finished, its results are in {folder / METRICS}")
     if resume:
-        _refuse_changes(config, folder / CONFIG)
-    with _kept_messages(config) as messages:
+        if (folder / METRICS).is_file():
+            raise ConfigError(f"--resume: {folder} is finished, its results are in {folder / METRICS}")
+        _refuse_changes(config, folder)
+    with kept_messages(config) as messages:
         parts = prepare_data(config)
         if resume:
             _refuse_another_split(parts, folder)
         model = build_model(config, parts)
-    # The folder appears only now: a mistake in keys or data leaves nothing behind.
-    if distributed.is_first():
-        folder.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(folder)
-    handlers = _log_to(folder, config, console)
+    # The log begins only now: a mistake in keys or data leaves nothing behind.
+    handlers = log_to(folder, config, console)
     for message, handler in itertools.product(messages, handlers):
         handler.handle(message)
     try:
@@ -125,42 +125,38 @@ def _file_of_run(folder: str | Path, name: str) -> Path:
     return path
 
 
-def _refuse_changes(config, saved: Path) -> None:
-    """Another model, split or learning rate halfway would make numbers that no run can give."""
-    before = read_yaml(saved)
-    changed = [key for key, value in config.plain_run_dict().items()
-               if key not in MAY_CHANGE and before.get(key) != value]
+def _refuse_changes(config, folder: Path) -> None:
+    """Another model, split or learning rate halfway would make numbers that no run can give. What the
+    checkpoint was made with counts: a ``config.yaml`` can be edited."""
+    path = folder / CHECKPOINT
+    before = _fixed(saved_config(path) if path.is_file() else read_yaml(folder / CONFIG))
+    now = _fixed(config.plain_run_dict())
+    changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
     if changed:
         raise ConfigError(
             f"--resume: {changed[0]} was {before.get(changed[0])!r} and cannot change in the middle "
             f"of a run, only {sorted(MAY_CHANGE)} can; start a new run instead")
 
 
+def _fixed(keys: dict) -> dict:
+    """Those that may not change, of each domain, too."""
+    return {key: _fixed(value) if isinstance(value, dict) else value
+            for key, value in keys.items() if key not in MAY_CHANGE}
+
+
 def _refuse_another_split(parts: Parts, folder: Path) -> None:
     """A resumed run holds out whom it held out before."""
-    saved = getattr(parts.observed, "saved_split", None)
-    if saved is not None and (folder / SPLIT).is_file() \
-            and not saved.equals(SavedSplit.load(folder / SPLIT)):
+    saved, path = getattr(parts.observed, "saved_split", None), folder / SPLIT
+    if saved is None or not path.is_file():
+        return
+    try:
+        before = SavedSplit.load(path)
+    except DataError as error:
+        raise DataError(f"--resume: {path} is damaged ({error}); remove it if files and keys are those "
+                        f"of the start, which give the same split") from error
+    if not saved.equals(before):
         raise DataError(f"--resume: the data no longer give the split in {folder / SPLIT}: files or "
                         f"keys were changed since the run began")
-
-
-def _run_folder(config, output, resume) -> Path:
-    if resume is not None:
-        return Path(resume)
-    now = datetime.now().strftime("%Y%m%d-%H%M%S")
-    folder = Path(output or Path("runs") / f"{config['model']}-{config['dataset']}-{now}")
-    if folder.exists() and not _is_free(folder):
-        raise ConfigError(f"--output: {folder} exists and is not empty; choose another folder, or "
-                          f"--resume={folder}")
-    return folder
-
-
-def _is_free(folder: Path) -> bool:
-    """Whether a run can begin there: it is empty, or holds what one leaves that was killed before its
-    configuration was written, and so cannot be resumed."""
-    return folder.is_dir() and {path.name for path in folder.iterdir() if not path.name.startswith(".")} \
-        in (set(), {LOG}, {LOG, SPLIT})
 
 
 def ensure_default_data(config) -> None:
@@ -272,47 +268,6 @@ def format_metrics(metrics: dict) -> str:
     return "\n".join(lines)
 
 
-@contextmanager
-def _kept_messages(config) -> Iterator[list[logging.LogRecord]]:
-    """What is logged meanwhile, for a log that is not there yet; on an error, warnings are shown."""
-    keeper = MemoryHandler(sys.maxsize, flushLevel=sys.maxsize)
-    root = logging.getLogger()
-    root.setLevel(str(config["state"] or "INFO").upper())
-    root.addHandler(keeper)
-    try:
-        yield keeper.buffer
-    except Exception:
-        for message in keeper.buffer:
-            if message.levelno >= logging.WARNING and distributed.is_first():
-                logging.lastResort.handle(message)
-        raise
-    finally:
-        root.removeHandler(keeper)
-
-
-def _log_to(folder: Path, config, console: bool) -> list[logging.Handler]:
-    """Log to the console and to ``train.log``, and have RecBole write into the run folder too; of several
-    processes the first alone."""
-    config["checkpoint_dir"] = str(folder)
-    if not distributed.is_first():
-        config["log_wandb"] = False
-        handlers = [logging.NullHandler()]
-        handlers[0].run_folder, handlers[0].tensorboard = str(folder), False
-        logging.getLogger().addHandler(handlers[0])
-        return handlers
-    to_file = logging.FileHandler(folder / LOG, encoding="utf-8")
-    to_file.run_folder, to_file.tensorboard = str(folder), config["log_tensorboard"]
-    to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    handlers = [to_file]
-    if console:
-        handlers.append(logging.StreamHandler(sys.stderr))
-        handlers[-1].setFormatter(logging.Formatter("%(message)s"))
-    root = logging.getLogger()
-    for handler in handlers:
-        root.addHandler(handler)
-    return handlers
-
-
 def load_run(folder: str | Path, checkpoint: str | Path | None = None,
              overrides: dict | None = None) -> Run:
     """A finished run with its data and its trained model, for further evaluation.
@@ -336,6 +291,8 @@ def load_run(folder: str | Path, checkpoint: str | Path | None = None,
                               f"first (--resume={folder})")
     kept = {} if "data_path" in overrides else kept_keys(folder, read_yaml(saved))
     config = Config(config_file_list=[saved], overrides=merge(kept, overrides))
+    if kept:
+        check_kept(folder)
     try:
         parts = _parts(config) if kept else prepare_data(config)
     except DataError as error:
@@ -346,5 +303,6 @@ def load_run(folder: str | Path, checkpoint: str | Path | None = None,
     try:
         metrics = json.loads((folder / METRICS).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise DataError(f"{folder / METRICS}: is not JSON ({error}); copy the run again") from error
+        raise DataError(f"{folder / METRICS}: is not JSON ({error}); copy the run again, or remove it, and "
+                        f"--resume={folder} evaluates again") from error
     return Run(folder, metrics, model, parts, config)

@@ -8,6 +8,7 @@ configuration) as tensors and plain Python values, so that it can be read back w
 import os
 import pickle
 import re
+import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
 from enum import Enum
@@ -100,6 +101,7 @@ def load_plain(path: str | os.PathLike, map_location: Any = "cpu") -> Any:
     if not os.path.isfile(path):
         raise CheckpointError(f"{path}: there is no such file; check the path of the checkpoint")
     try:
+        _check_bytes(path)
         plain = torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:  # A damaged file makes the reader fail in almost any way.
         raise CheckpointError(_why_unreadable(path, error)) from error
@@ -121,8 +123,19 @@ def _why_unreadable(path: str | os.PathLike, error: Exception) -> str:
     cause = (str(error).strip() or type(error).__name__).splitlines()[0]
     return (
         f"{path}: cannot be read ({cause}); it is truncated, damaged or not a torch file; "
-        "use an earlier checkpoint or train again"
+        "use an earlier checkpoint or train again: a run without its checkpoint starts anew with --resume"
     )
+
+
+def _check_bytes(path: str | os.PathLike) -> None:
+    """Torch does not look at the checksums that it writes, so it would read a weight with a flipped bit; and
+    it takes a part that is marked as a folder for read."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as file:
+            marked = [part.filename for part in file.infolist() if part.external_attr]
+            wrong = file.testzip() or next(iter(marked), None)
+        if wrong:
+            raise ValueError(f"{wrong} is not as it was written")
 
 
 def _plain_dict(obj: dict, where: str) -> dict:

@@ -14,7 +14,7 @@ FILES = sorted([*PACKAGE.rglob("*.py"), *(ROOT / "dataset_prep").rglob("*.py")])
 
 #: lowest first; a room may import itself and what stands below it
 ORDER = [
-    {"errors", "files"}, {"storage"},
+    {"errors"}, {"files"}, {"storage"},
     {"compat"}, {"distributed", "launching"},
     {"diffusion", "transport", "graph", "negatives"},
     {"model.registry"},
@@ -23,7 +23,8 @@ ORDER = [
     {"model"},
     {"evaluator"},
     {"trainer"},
-    {"report"},
+    {"report", "run_folder"},
+    {"run_log"},
     {"quick_start", "doctor"},
     {"check", "compare", "recommend"},
     {"cli"},

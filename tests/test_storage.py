@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
+from recbole_mmdiff.errors import WriteError
 from recbole_mmdiff.files import remove_leftovers
 from recbole_mmdiff.storage import (
     TAG,
@@ -60,10 +61,11 @@ def test_failure_keeps_the_old_file_and_removes_the_temporary(tmp_path):
 
 
 def test_nothing_written_or_no_folder_is_an_error(tmp_path):
-    with pytest.raises(FileNotFoundError), write_atomically(tmp_path / "a"):
+    with pytest.raises(WriteError, match=r"a: cannot be written .*No such file"), \
+            write_atomically(tmp_path / "a"):
         pass
     with (
-        pytest.raises(FileNotFoundError),
+        pytest.raises(WriteError, match=r"none.a: cannot be written .*check that its folder is there"),
         write_atomically(tmp_path / "none" / "a") as temporary,
     ):
         temporary.write_text("x")

@@ -5,6 +5,7 @@ import math
 import platform
 import shutil
 import traceback
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
@@ -16,8 +17,8 @@ from recbole_mmdiff.compare.identity import WHERE, without
 from recbole_mmdiff.compare.space import suggest_values
 from recbole_mmdiff.config import Config
 from recbole_mmdiff.config.sources import merge, read_yaml
-from recbole_mmdiff.errors import CheckpointError, ConfigError, DataError
-from recbole_mmdiff.files import write_json
+from recbole_mmdiff.errors import CheckpointError, ConfigError, DataError, FolderInUse, WriteError
+from recbole_mmdiff.files import make_folder, write_json
 from recbole_mmdiff.quick_start import CONFIG, MAY_CHANGE, METRICS, run
 from recbole_mmdiff.report.plan import read_json
 from recbole_mmdiff.report.results import ERROR, RECORD
@@ -147,6 +148,8 @@ def _run_or_resume(job: dict, keys: dict, folder: Path, test: bool = True):
         try:
             if without(read_yaml(folder / CONFIG), WHERE) == without(wanted, WHERE):
                 return run(resume=folder, overrides=moved, **options)
+        except FolderInUse:
+            raise   # Somebody has gone on with it by hand: what is in it is not ours to remove.
         except (CheckpointError, ConfigError, DataError):
             pass    # A model that cannot go on, or a file cut off by the kill: anew.
     shutil.rmtree(folder, ignore_errors=True)
@@ -180,9 +183,10 @@ def _record(folder: Path, job: dict, tuned: dict, device: str) -> None:
 
 def _record_error(folder: Path, error: Exception) -> dict:
     """Also leaves the error in ``error.json``."""
-    folder.mkdir(parents=True, exist_ok=True)
     message = _message(error)
-    write_json({**message, "traceback": traceback.format_exc()}, folder / ERROR)
+    with suppress(WriteError):      # A full disk, which the answer tells.
+        make_folder(folder)
+        write_json({**message, "traceback": traceback.format_exc()}, folder / ERROR)
     return message
 
 

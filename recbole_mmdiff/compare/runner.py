@@ -4,11 +4,8 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-
-from filelock import FileLock, Timeout
 
 from recbole_mmdiff.compare import cells as work
 from recbole_mmdiff.compare.embeddings import check_models, gather_embeddings
@@ -18,9 +15,9 @@ from recbole_mmdiff.compare.space import examples
 from recbole_mmdiff.compare.workers import EXECUTORS, in_processes, on_ray
 from recbole_mmdiff.config import PASSES
 from recbole_mmdiff.config.sources import merge
-from recbole_mmdiff.errors import ConfigError, DataError, one_of
+from recbole_mmdiff.errors import ConfigError, DataError, FolderInUse, one_of
 from recbole_mmdiff.evaluator import SOURCE, ranks_both
-from recbole_mmdiff.files import remove_leftovers, write_json
+from recbole_mmdiff.files import locked, make_folder, remove_leftovers, write_json
 from recbole_mmdiff.report.formats import slug
 from recbole_mmdiff.report.plan import FORMAT, PLAN, check_plan
 from recbole_mmdiff.report.results import ERROR
@@ -64,8 +61,10 @@ def compare(config: str | Path, output: str | Path | None = None, overrides: dic
     check_plan(plan, f"{comparison.path}: ")
     if comparison.embeddings:
         check_models(comparison)
-    store.mkdir(parents=True, exist_ok=True)
-    with _only_here(store):
+    make_folder(store)
+    # Two comparisons in one store would run the same cells in the same folders.
+    with locked(store / ".lock", FolderInUse(f"--output: {store}: another compare is running in this store; "
+                                              f"wait for it, or choose another folder")):
         for folder, *_ in os.walk(store):
             remove_leftovers(folder)
         write_json(plan, store / PLAN)
@@ -217,18 +216,3 @@ def _follow(answers: Iterator, count: int, what: str) -> list[tuple[dict, dict]]
               f"{job['setting']}, {job['table']}, seed {job['keys']['seed']}: {result}",
               file=sys.stderr, flush=True)
     return seen
-
-
-@contextmanager
-def _only_here(store: Path) -> Iterator[None]:
-    """Two comparisons in one store would run the same cells in the same folders."""
-    lock = FileLock(store / ".lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise ConfigError(f"--output: {store}: another compare is running in this store; wait for "
-                          f"it, or choose another folder") from error
-    try:
-        yield
-    finally:
-        lock.release()

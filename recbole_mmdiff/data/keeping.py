@@ -1,5 +1,6 @@
 """The data of a run beside its checkpoint, so that the folder alone rebuilds the model."""
 
+import json
 import os
 import shutil
 from collections.abc import Iterable
@@ -8,8 +9,8 @@ from pathlib import Path
 from recbole_mmdiff.data.atomic import read_header
 from recbole_mmdiff.data.features import FeatureFile, write_features
 from recbole_mmdiff.data.preparation import Parts
-from recbole_mmdiff.errors import DataError
-from recbole_mmdiff.files import write_atomically, write_json
+from recbole_mmdiff.errors import DataError, WriteError
+from recbole_mmdiff.files import sha256, write_atomically, write_json
 
 KEPT, DONE, LINKS = "data", "kept.json", "links.tsv"
 _WRITTEN_ANEW = ("rows", "dim", "dtype", "sha256", "tokens_sha256", "modality", "text_form")
@@ -26,7 +27,7 @@ def keep_data(parts: Parts, folder: Path) -> int:
         the number of bytes.
 
     Raises:
-        DataError: a file is gone or cannot be written.
+        DataError: a file is gone. WriteError: there is no room.
     """
     observed, root = parts.observed, folder / KEPT
     domains = {"target": observed}
@@ -42,13 +43,41 @@ def keep_data(parts: Parts, folder: Path) -> int:
         if len(domains) == 2 and links:
             with write_atomically(root / LINKS) as temporary:
                 shutil.copyfile(links, temporary)
-        sizes = {path.relative_to(root).as_posix(): path.stat().st_size
+        files = {path.relative_to(root).as_posix(): path
                  for path in sorted(root.rglob("*")) if path.is_file()}
-        write_json({"bytes": sizes}, root / DONE)
+        sizes = {name: path.stat().st_size for name, path in files.items()}
+        sums = {name: sha256(path) for name, path in files.items() if _is_summed(name)}
+        write_json({"bytes": sizes, "sha256": sums}, root / DONE)
     except OSError as error:
+        shutil.rmtree(root, ignore_errors=True)     # What is unfinished only takes room.
+        if isinstance(error, WriteError):
+            raise WriteError(f"{error}, or set keep_data: False") from error
         raise DataError(f"keep_data: {error.filename} cannot be copied into {root} ({error.strerror}); "
                         f"make room, or set keep_data: False") from error
     return sum(sizes.values())
+
+
+def check_kept(folder: Path) -> None:
+    """Raises DataError for a file of a run's kept data that is not as it was written: another size, or, of
+    text, another checksum (``prepare features`` checks matrices in full)."""
+    root = folder / KEPT
+    try:
+        saved = json.loads((root / DONE).read_text(encoding="utf-8"))
+        sizes, sums = saved["bytes"], saved.get("sha256", {})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{root / DONE}: cannot be read ({error}); copy the run again, or remove {root} to "
+                        f"read the original data") from error
+    for name, size in sizes.items():
+        path = root / name
+        same = path.is_file() and path.stat().st_size == size
+        if not same or (name in sums and sums[name] != sha256(path)):
+            raise DataError(f"{path}: is not as the run wrote it; copy the run again, or remove {root} to "
+                            f"read the original data")
+
+
+def _is_summed(name: str) -> bool:
+    """Text is read in full anyway, which takes longer; a matrix may be larger than what is read of it."""
+    return not name.endswith(".npy")
 
 
 def kept_keys(folder: Path, saved: dict) -> dict:

@@ -1,5 +1,6 @@
 """One evaluation of a trained model: its passes, by group, and user by user."""
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,8 +18,9 @@ from recbole_mmdiff.config import SAMPLED_MODE
 from recbole_mmdiff.data.domain import DomainDataset
 from recbole_mmdiff.data.preparation import Parts, seen_pairs
 from recbole_mmdiff.diffusion.noise import fold_in
-from recbole_mmdiff.errors import ConfigError
+from recbole_mmdiff.errors import ConfigError, TrainingError
 from recbole_mmdiff.evaluator.labeled import labeled_ndcg
+from recbole_mmdiff.evaluator.memory import in_chunks, telling_of_memory
 from recbole_mmdiff.evaluator.ranking import RankingMetrics, Requests, full_ranking
 from recbole_mmdiff.evaluator.sampled import sampled_candidates
 from recbole_mmdiff.negatives import KnownItems
@@ -82,10 +84,11 @@ class Evaluator:
         """The value of ``valid_metric`` and the pass that it belongs to, for early stopping."""
         result = self.evaluate(model, phase, [self.config.valid_pass]).metrics
         values = result[self.config.valid_pass]
-        if values is None or self.config.valid_key not in values:
+        found = {key for key, value in (values or {}).items() if not math.isnan(value)}
+        if self.config.valid_key not in found:
             raise ConfigError(
                 f"valid_metric: {self.config['valid_metric']!r} has no value for "
-                f"{self.config['model']} on this data; use one of {sorted(values or ())}")
+                f"{self.config['model']} on this data; use one of {sorted(found)}")
         return values[self.config.valid_key], values
 
     def evaluate(self, model, phase: str, passes: list[str] | None = None,
@@ -125,12 +128,18 @@ class Evaluator:
 
     @torch.no_grad()
     def _predict(self, model, part) -> np.ndarray:
-        scores = []
-        for rows in torch.arange(len(part))[distributed.part_of(len(part))].split(ROWS_AT_ONCE):
+        def score(rows: torch.Tensor) -> torch.Tensor:
             batch = part.join(Interaction(
                 {name: part.inter_feat[name][rows] for name in part.inter_feat}))
-            scores.append(model.predict(batch.to(model.device)).view(-1).cpu())
-        return distributed.gathered(torch.cat(scores), len(part)).numpy()
+            return model.predict(batch.to(model.device)).view(-1).cpu()
+
+        own = torch.arange(len(part))[distributed.part_of(len(part))]
+        with telling_of_memory(model.device, "one row"):
+            chunks = in_chunks(own, ROWS_AT_ONCE, score, "rows")
+            scores = distributed.gathered(torch.cat([found for _, found in chunks]), len(part))
+        if not scores.isfinite().all():
+            raise TrainingError("the model gives scores that are not finite")
+        return scores.numpy()
 
     def _labels(self, model, part) -> np.ndarray | None:
         """What ``predict`` should have said: ratings, or 0/1 labels of a click model."""

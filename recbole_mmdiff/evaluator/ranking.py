@@ -1,6 +1,6 @@
 """Full ranking in chunks of users: RecBole's metrics without its loops over users."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,6 +11,8 @@ from recbole.evaluator.register import metrics_dict
 from torch import Tensor
 
 from recbole_mmdiff import distributed
+from recbole_mmdiff.errors import TrainingError
+from recbole_mmdiff.evaluator.memory import Done, in_chunks, telling_of_memory
 from recbole_mmdiff.negatives import KnownItems
 
 
@@ -64,37 +66,68 @@ def score_all(model, rows: Interaction, requests: Requests, pairs_at_once: int) 
         pass
     users = torch.arange(len(rows), device=model.device).repeat_interleave(requests.num_items)
     items = torch.arange(requests.num_items, device=model.device).repeat(len(rows))
-    scores = []
-    for user, item in zip(users.split(pairs_at_once), items.split(pairs_at_once), strict=True):
+
+    def score(places: Tensor) -> Tensor:
+        user, item = users[places], items[places]
         pairs = {name: rows[name][user] for name in rows}
         pairs |= {name: requests.item_features[name][item] for name in requests.item_features}
-        scores.append(model.predict(Interaction(pairs)))
+        return model.predict(Interaction(pairs))
+
+    places = torch.arange(len(users), device=model.device)
+    scores = [found for _, found in in_chunks(places, pairs_at_once, score, "pairs")]
     return torch.cat(scores).view(len(rows), -1)
 
 
-def scored_chunks(model, requests: Requests, chunk_elements: int,
-                  pairs_at_once: int = 2**16) -> Iterator[tuple[Tensor, Interaction, Tensor]]:
-    """Score the candidate items of all requests, ``chunk_elements`` scores at a time.
+def score_candidates(model, requests: Requests, numbers: Tensor,
+                     pairs_at_once: int) -> tuple[Interaction, Tensor]:
+    """The rows of some requests (b,), and scores (b, num_candidates): minus infinity for [PAD] and whatever
+    else is left out."""
+    picked = numbers.to(requests.rows[requests.uid_field].device)
+    rows = Interaction({name: requests.rows[name][picked] for name in requests.rows}).to(model.device)
+    scores = score_all(model, rows, requests, pairs_at_once)[:, :requests.num_candidates]
+    scores[:, 0] = -torch.inf
+    if requests.seen is not None:
+        scores[requests.seen.rows(rows[requests.uid_field])] = -torch.inf
+    if requests.sampled is not None:
+        place = requests.sampled.rows(numbers)
+        kept = scores[place]
+        scores = torch.full_like(scores, -torch.inf)
+        scores[place] = kept
+    return rows, scores
+
+
+def scored_chunks(model, requests: Requests, chunk_elements: int, work: Callable[..., Done],
+                  pairs_at_once: int = 2**16) -> Iterator[tuple[Tensor, Done]]:
+    """Score the candidate items of all requests, ``chunk_elements`` scores at a time, or fewer where the GPU
+    has too little memory.
+
+    Args:
+        work: from numbers (b,) of some requests, their rows, and scores (b, num_candidates) to what is kept
+            of them.
 
     Yields:
-        numbers (b,) of some of this process's requests, their rows, and scores (b, num_candidates): minus
-        infinity for [PAD] and whatever else is left out.
+        numbers (b,) of some of this process's requests, and what ``work`` made of them.
+
+    Raises:
+        ConfigError: not even one request fits.
     """
-    device, chunk = model.device, max(1, chunk_elements // requests.num_items)
-    own = torch.arange(len(requests.rows), device=device)[distributed.part_of(len(requests.rows))]
-    for numbers in own.split(chunk):
-        picked = numbers.to(requests.rows[requests.uid_field].device)
-        rows = Interaction({name: requests.rows[name][picked] for name in requests.rows}).to(device)
-        scores = score_all(model, rows, requests, pairs_at_once)[:, :requests.num_candidates]
-        scores[:, 0] = -torch.inf
-        if requests.seen is not None:
-            scores[requests.seen.rows(rows[requests.uid_field])] = -torch.inf
-        if requests.sampled is not None:
-            place = requests.sampled.rows(numbers)
-            kept = scores[place]
-            scores = torch.full_like(scores, -torch.inf)
-            scores[place] = kept
-        yield numbers, rows, scores
+    numbers = torch.arange(len(requests.rows), device=model.device)[distributed.part_of(len(requests.rows))]
+    chunk = max(1, chunk_elements // requests.num_items)
+
+    def of_some(part: Tensor) -> Done:
+        return work(part, *score_candidates(model, requests, part, pairs_at_once))
+
+    with telling_of_memory(model.device, f"one user's {requests.num_items} items"):
+        yield from in_chunks(numbers, chunk, of_some, "users")
+
+
+def best(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Scores (b, k) and items (b, k) of the heads of rankings; raises TrainingError for NaN, which no order
+    has a place for."""
+    values, items = scores.topk(k, dim=-1)
+    if values.isnan().any():    # They stand first: torch takes them for the greatest.
+        raise TrainingError("the model gives scores that are NaN")
+    return values, items
 
 
 @torch.no_grad()
@@ -106,22 +139,27 @@ def full_ranking(model, requests: Requests, k: int, chunk_elements: int,
         model: a RecBole recommender in eval mode.
         k: length of the head that is kept.
         mean_ranks: also gather what GAUC needs (sorts every row).
+
+    Raises:
+        TrainingError: a score is NaN.
     """
     k = min(k, requests.num_candidates - 1)
     collector = None
     if mean_ranks:
         collector = Collector({"metrics": ["gauc"], "topk": [k], "device": model.device,
                                "eval_args": {"mode": {}}})
-    heads, hits = [], []
-    for numbers, rows, scores in scored_chunks(model, requests, chunk_elements, pairs_at_once):
-        head = scores.topk(k, dim=-1).indices
-        heads.append(head.cpu())
-        hits.append(requests.positives.contains(numbers[:, None], head).cpu())
+
+    def head(numbers, rows, scores) -> tuple[Tensor, Tensor]:
+        items = best(scores, k)[1]
+        hits = requests.positives.contains(numbers[:, None], items).cpu()
         if collector is not None:
             collector.eval_batch_collect(scores, rows, *requests.positives.rows(numbers))
-    count = len(requests.rows)
-    heads, hits = (distributed.gathered(torch.cat(part), count) for part in (heads, hits))
-    ranking = Ranking(heads, hits, requests.positives.counts.cpu())
+        return items.cpu(), hits
+
+    chunks = scored_chunks(model, requests, chunk_elements, head, pairs_at_once)
+    found, count = zip(*(found for _, found in chunks), strict=True), len(requests.rows)
+    items, hits = (distributed.gathered(torch.cat(parts), count) for parts in found)
+    ranking = Ranking(items, hits, requests.positives.counts.cpu())
     ranking.struct.set("rec.items", ranking.items)
     ranking.struct.set("rec.topk", torch.cat([ranking.hits, ranking.relevant[:, None]], dim=1))
     if collector is not None:

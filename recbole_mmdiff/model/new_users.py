@@ -1,6 +1,5 @@
 """What users outside of the training rated in the source domain."""
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -27,12 +26,10 @@ class SourceRows(NamedTuple):
         rating = None if self.rating is None else self.rating.to(device)
         return SourceRows(self.user.to(device), self.item.to(device), rating, self.count)
 
-    def split(self, users_at_once: int) -> Iterator["SourceRows"]:
-        """The rows of so many users after those of so many others, places from 0 in each part."""
-        for first in range(0, self.count, users_at_once):
-            users = min(users_at_once, self.count - first)
-            part = self.where((self.user >= first) & (self.user < first + users))
-            yield part._replace(user=part.user - first, count=users)
+    def of_users(self, places: Tensor) -> "SourceRows":
+        """The rows of the users at ``places`` (b,), which follow each other; they are 0, 1 ... there."""
+        part = self.where((self.user >= places[0]) & (self.user <= places[-1]))
+        return part._replace(user=part.user - places[0], count=len(places))
 
     def where(self, kept: Tensor) -> "SourceRows":
         """The rows of a mask (n,), of as many users."""

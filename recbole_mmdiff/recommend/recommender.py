@@ -15,7 +15,7 @@ from recbole_mmdiff.data.ids import id_mask
 from recbole_mmdiff.data.new_items import NewItems, read_new_items
 from recbole_mmdiff.errors import ConfigError, DataError, at_least, one_of
 from recbole_mmdiff.evaluator.evaluator import repeatable
-from recbole_mmdiff.evaluator.ranking import Requests, scored_chunks
+from recbole_mmdiff.evaluator.ranking import Requests, best, scored_chunks
 from recbole_mmdiff.model.base import StagedRecommender
 from recbole_mmdiff.negatives import KnownItems
 from recbole_mmdiff.quick_start import Run, load_run
@@ -190,16 +190,21 @@ class Recommender:
         requests = Requests(rows, None, seen and seen.to(model.device), self.uid, test.item_num + added,
                             test.item_num + added if added else test.num_candidates,
                             test.get_item_feature().to(model.device))
+
+        def head(_numbers, _rows, scores: Tensor) -> tuple[Tensor, Tensor]:
+            if places is not None:
+                scores = scores[:, places.to(scores.device)]
+            values, columns = best(scores, min(k, scores.shape[1]))
+            return values.float().cpu(), columns.cpu()
+
         heads = []
         with torch.no_grad(), repeatable(model, self.config["seed"]), \
                 tqdm(total=len(tokens), unit="user", disable=not progress) as bar:
-            for numbers, _, scores in scored_chunks(model, requests, self.config["eval_chunk_elements"]):
-                if places is not None:
-                    scores = scores[:, places.to(scores.device)]
-                heads.append([part.cpu() for part in scores.topk(min(k, scores.shape[1]), dim=-1)])
+            for numbers, found in scored_chunks(model, requests, self.config["eval_chunk_elements"], head):
+                heads.append(found)
                 bar.update(len(numbers))
         values, columns = (torch.cat(parts) for parts in zip(*heads, strict=True))
-        return self._table(tokens, columns if places is None else places[columns], values.float())
+        return self._table(tokens, columns if places is None else places[columns], values)
 
     def _table(self, tokens: np.ndarray, items: Tensor, scores: Tensor) -> Recommendations:
         """Of the heads (n, k) of the users ``tokens`` (n,); what is left out has no finite score."""

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from recbole_mmdiff.data.new_items import NewItems
+from recbole_mmdiff.evaluator.memory import in_chunks, telling_of_memory
 from recbole_mmdiff.model.base import StagedRecommender
 from recbole_mmdiff.model.new_users import SourceRows
 
@@ -31,8 +32,15 @@ class Scorer:
         if items is not None:
             self.items = model.vectors_of_new_items(items.to(model.device))
         if rows is not None:
-            self.users = torch.cat([model.vectors_of_new_users(part.to(model.device))
-                                    for part in rows.split(USERS_AT_ONCE)])
+            self.users = self._users(rows)
+
+    def _users(self, rows: SourceRows) -> Tensor:
+        def vectors(places: Tensor) -> Tensor:
+            return self.model.vectors_of_new_users(rows.of_users(places).to(self.device))
+
+        with telling_of_memory(self.device, "one new user"):
+            parts = in_chunks(torch.arange(rows.count), USERS_AT_ONCE, vectors, "new users")
+            return torch.cat([found for _, found in parts])
 
     def eval(self) -> "Scorer":
         """The model stays in evaluation mode, and remembers what it has computed."""

@@ -55,7 +55,7 @@ def save_checkpoint(path: Path, config, model, progress: dict, **tensors) -> Non
         tensors: optimiser, scaler, random states, best weights.
     """
     save_plain({"format": FORMAT, "model": config["model"], "dataset": config["dataset"],
-                "config": config.run_dict, "progress": progress,
+                "config": config.plain_run_dict(), "progress": progress,
                 "state_dict": model.state_dict(), "other_parameter": other_parameters(model),
                 "numbers": model_numbers(model), **tensors}, path)
 
@@ -66,13 +66,23 @@ def load_checkpoint(path: Path, config, model) -> dict:
     Raises:
         CheckpointError: missing, truncated or hostile file; another model; other shapes.
     """
-    state = load_plain(path, map_location=str(model.device))
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: is not a checkpoint of recbole_mmdiff, format {FORMAT}")
+    state = _read(path, str(model.device))
     if state["model"] != config["model"]:
         raise CheckpointError(f"{path}: holds the model {state['model']}, the configuration says "
                               f"{config['model']}; resume it with its own config.yaml")
     load_weights(model, state, path)
+    return state
+
+
+def saved_config(path: Path) -> dict:
+    """The configuration that a checkpoint was made with, without data and model; errors as above."""
+    return _read(path)["config"]
+
+
+def _read(path: Path, device: str = "cpu") -> dict:
+    state = load_plain(path, map_location=device)
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: is not a checkpoint of recbole_mmdiff, format {FORMAT}")
     return state
 
 

@@ -10,10 +10,11 @@ from recbole_mmdiff.data.preparation import Parts, train_loader
 from recbole_mmdiff.errors import ConfigError
 from recbole_mmdiff.storage import load_plain
 from recbole_mmdiff.trainer.checkpoint import load_checkpoint, load_weights, save_checkpoint
+from recbole_mmdiff.trainer.guard import Guard
 from recbole_mmdiff.trainer.staged import StagedTrainer
 
 
-class HostedTrainer(Trainer):
+class HostedTrainer(Guard, Trainer):
     """Mixin for RecBole trainers with a ``fit`` of their own (NCL, S3Rec, RaCT).
 
     They train as RecBole wrote them, validated by our evaluator, and end in our checkpoint. They

@@ -15,6 +15,7 @@ from recbole_mmdiff import distributed
 from recbole_mmdiff.data.loaders import stage_loader
 from recbole_mmdiff.data.preparation import Parts
 from recbole_mmdiff.diffusion.noise import fold_in
+from recbole_mmdiff.errors import TrainingError
 from recbole_mmdiff.model.base import Stage
 from recbole_mmdiff.model.sampled_pairwise import SampledPairwise
 from recbole_mmdiff.trainer.checkpoint import (
@@ -24,8 +25,9 @@ from recbole_mmdiff.trainer.checkpoint import (
     save_checkpoint,
     set_random_state,
 )
+from recbole_mmdiff.trainer.guard import Guard, Losses
 from recbole_mmdiff.trainer.sharing import begin_epoch, mean_loss, shared_loader
-from recbole_mmdiff.trainer.steps import Stepper, telling_of_weights
+from recbole_mmdiff.trainer.steps import Stepper
 
 
 @dataclass
@@ -45,7 +47,7 @@ class Progress:
     seconds: float = 0.0
 
 
-class StagedTrainer(Trainer):
+class StagedTrainer(Guard, Trainer):
     """RecBole's Trainer, stage after stage, with exact resume.
 
     A model that declares ``stages()`` is trained by them; any other has the one stage that RecBole
@@ -130,7 +132,7 @@ class StagedTrainer(Trainer):
 
     def _run_stage(self, number: int, stage: Stage, state: dict | None) -> None:
         """Train one stage; ``state`` is the checkpoint to go on from, if it was saved inside it."""
-        started = perf_counter() - self.progress.seconds
+        self.stage, started = stage, perf_counter() - self.progress.seconds
         seed = fold_in(self.config["seed"], number)
         if self.staged:
             torch.manual_seed(seed)
@@ -180,10 +182,8 @@ class StagedTrainer(Trainer):
         self.model.epoch = epoch
         distributed.same_weights(self.model)    # Machines may differ in the last digit.
         if self.staged:
-            with telling_of_weights(self.model, f"epoch {epoch} of stage {stage.name!r}"), \
-                    distributed.working_together():
+            with self._watched(epoch), distributed.working_together():
                 loss = self._train_stage_epoch(stage, loader, epoch)
-            self._check_finite(loss, stage, epoch)
         else:
             begin_epoch(self.config, loader, epoch)
             loss = mean_loss(self._train_epoch(loader, epoch, show_progress=self.show_progress))
@@ -208,28 +208,27 @@ class StagedTrainer(Trainer):
         loader.set_epoch(epoch)
         if stage.before_epoch is not None:
             stage.before_epoch(epoch)
-        totals = torch.zeros(len(stage.losses), device=self.device)
+        losses = Losses(len(loader), len(stage.losses), self.device)
         batches = tqdm(loader, desc=f"{stage.name} {epoch}", leave=False, ncols=100,
                        disable=not self.show_progress)
         for number, batch in enumerate(batches):
             batch = batch.to(self.device)
             for which, loss_of in enumerate(stage.losses):
-                totals[which] += self.stepper.step(self.optimizer, loss_of, batch,
-                                                   self.clip_grad_norm if stage.clips else None, number)
+                losses.values[number, which] = self.stepper.step(
+                    self.optimizer, loss_of, batch, self.clip_grad_norm if stage.clips else None, number)
+            self._refuse_bad_loss(losses, number, epoch)
         if stage.after_epoch is not None:
             stage.after_epoch(epoch)
-        return tuple((totals / len(loader)).tolist())
-
-    @staticmethod
-    def _check_finite(means, stage: Stage, epoch: int) -> None:
-        if not all(value == value and abs(value) != float("inf") for value in means):
-            raise ValueError(f"the training loss of stage {stage.name!r} is {list(means)} in epoch "
-                             f"{epoch}; lower learning_rate, or set clip_grad_norm")
+        return losses.means()
 
     # ---- validation ----------------------------------------------------------------------------
 
     def _validate(self, stage: Stage, epoch: int) -> dict:
-        score, result = self.phase_evaluator.score(self.model)
+        try:
+            score, result = self.phase_evaluator.score(self.model)
+        except TrainingError as error:
+            raise TrainingError(f"{error}, after epoch {epoch} of stage {stage.name!r}, though its weights "
+                                f"are finite: look at the features{self._way_on(epoch)}") from error
         progress = self.progress
         worst = float("-inf") if self.valid_metric_bigger else float("inf")
         best = worst if progress.best_score is None else progress.best_score

@@ -1,26 +1,10 @@
 """One step of an optimiser: mixed precision, clipping, mirror gradient."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
-from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
 from recbole_mmdiff import distributed
 from recbole_mmdiff.errors import at_least
-
-
-@contextmanager
-def telling_of_weights(model: nn.Module, where: str) -> Iterator[None]:
-    """A ValueError that follows from weights that are not finite, as one that says so and what to do."""
-    try:
-        yield
-    except ValueError as error:
-        if all(weight.isfinite().all() for weight in model.parameters()):
-            raise
-        raise ValueError(f"weights are not finite in {where}; lower learning_rate, or set "
-                         f"clip_grad_norm") from error
 
 
 class Stepper:

@@ -198,7 +198,7 @@ def test_no_file_of_a_run_folder_is_run(folder, tmp_path, monkeypatch):
             assert name.name in str(error)
         shutil.rmtree(copy)
     # The others are not read: the log, and the split that the configuration gives anew.
-    assert refused == {"checkpoint.pth", "config.yaml", "metrics.json", "src.inter", "tgt.inter"}
+    assert refused == {"checkpoint.pth", "config.yaml", "metrics.json", "kept.json", "src.inter", "tgt.inter"}
     assert not (tmp_path / "bomb_went_off").exists()
 
 
