@@ -136,10 +136,7 @@ class Evaluator:
         own = torch.arange(len(part))[distributed.part_of(len(part))]
         with telling_of_memory(model.device, "one row"):
             chunks = in_chunks(own, ROWS_AT_ONCE, score, "rows")
-            scores = distributed.gathered(torch.cat([found for _, found in chunks]), len(part))
-        if not scores.isfinite().all():
-            raise TrainingError("the model gives scores that are not finite")
-        return scores.numpy()
+            return distributed.gathered(torch.cat([found for _, found in chunks]), len(part)).numpy()
 
     def _labels(self, model, part) -> np.ndarray | None:
         """What ``predict`` should have said: ratings, or 0/1 labels of a click model."""
@@ -155,6 +152,8 @@ class Evaluator:
         if labels is None:
             evaluation.metrics["rating"] = None
             return
+        if not np.isfinite(scores).all():
+            raise TrainingError("the model predicts ratings that are not finite")
         if self.config["clip_ratings"]:
             ratings = self.parts.observed.ratings
             scores = scores.clip(float(ratings.min()), float(ratings.max()))

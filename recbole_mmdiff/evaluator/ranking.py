@@ -1,5 +1,6 @@
 """Full ranking in chunks of users: RecBole's metrics without its loops over users."""
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -11,7 +12,6 @@ from recbole.evaluator.register import metrics_dict
 from torch import Tensor
 
 from recbole_mmdiff import distributed
-from recbole_mmdiff.errors import TrainingError
 from recbole_mmdiff.evaluator.memory import Done, in_chunks, telling_of_memory
 from recbole_mmdiff.negatives import KnownItems
 
@@ -122,12 +122,15 @@ def scored_chunks(model, requests: Requests, chunk_elements: int, work: Callable
 
 
 def best(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Scores (b, k) and items (b, k) of the heads of rankings; raises TrainingError for NaN, which no order
-    has a place for."""
+    """Scores (b, k) and items (b, k) of the heads of rankings. What is NaN (RecBole's NAIS has no number for
+    users without a training row) becomes minus infinity in ``scores``, and the log tells of it."""
     values, items = scores.topk(k, dim=-1)
-    if values.isnan().any():    # They stand first: torch takes them for the greatest.
-        raise TrainingError("the model gives scores that are NaN")
-    return values, items
+    wrong = values.isnan().any(dim=1)   # For torch, NaN is the greatest of all.
+    if not wrong.any():
+        return values, items
+    logging.getLogger().warning("the model gives scores that are NaN to %d of %d users: such items rank last",
+                                int(wrong.sum()), len(wrong))
+    return scores.masked_fill_(scores.isnan(), -torch.inf).topk(k, dim=-1)
 
 
 @torch.no_grad()
@@ -139,9 +142,6 @@ def full_ranking(model, requests: Requests, k: int, chunk_elements: int,
         model: a RecBole recommender in eval mode.
         k: length of the head that is kept.
         mean_ranks: also gather what GAUC needs (sorts every row).
-
-    Raises:
-        TrainingError: a score is NaN.
     """
     k = min(k, requests.num_candidates - 1)
     collector = None
@@ -150,11 +150,11 @@ def full_ranking(model, requests: Requests, k: int, chunk_elements: int,
                                "eval_args": {"mode": {}}})
 
     def head(numbers, rows, scores) -> tuple[Tensor, Tensor]:
-        items = best(scores, k)[1]
-        hits = requests.positives.contains(numbers[:, None], items).cpu()
+        values, items = best(scores, k)
+        hits = requests.positives.contains(numbers[:, None], items) & (values > -torch.inf)
         if collector is not None:
             collector.eval_batch_collect(scores, rows, *requests.positives.rows(numbers))
-        return items.cpu(), hits
+        return items.cpu(), hits.cpu()
 
     chunks = scored_chunks(model, requests, chunk_elements, head, pairs_at_once)
     found, count = zip(*(found for _, found in chunks), strict=True), len(requests.rows)

@@ -60,8 +60,8 @@ class Guard:
     def _check_nan(self, loss) -> None:
         """RecBole's loop asks this of every loss, before the step."""
         self._batch += 1
-        if not math.isfinite(loss):
-            raise self._stopped(f"the training loss is {float(loss)} in epoch {self._epoch}, batch "
+        if not math.isfinite(value := loss.item()):
+            raise self._stopped(f"the training loss is {value} in epoch {self._epoch}, batch "
                                 f"{self._batch}", self._epoch, self._batch - 1)
 
     def _refuse_bad_loss(self, losses: Losses, batch: int, epoch: int) -> None:

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import re
 
 import numpy as np
 import pytest
@@ -193,18 +194,29 @@ class Scores(nn.Module):
         return self.scores[interaction["user_id"]].reshape(-1).clone()
 
 
-@pytest.mark.parametrize("metric", ["NDCG@10", "RMSE"])
-def test_scores_that_are_nan_are_no_validation(tiny_config, metric):
-    """A ranking puts NaN first, so that it may look like a good one."""
-    config = Config(config_dict=tiny_config("MF", valid_metric=metric))
+def test_nan_never_ranks_first(tiny_config, caplog):
+    """For torch it is the greatest number: a model that gives nothing else would look like a good one."""
+    config = Config(config_dict=tiny_config("MF", eval_passes=["ranking_full"], metrics=["NDCG", "GAUC"]))
     parts = prepare_parts(config)
     scores = torch.rand(parts.test.user_num, parts.test.item_num)
-    evaluator = Evaluator(config, parts)
-    assert math.isfinite(evaluator.score(Scores(scores))[0])
+    evaluator, rows = Evaluator(config, parts), parts.valid.inter_feat
+    broken, lowest = scores.clone(), scores.clone()
+    broken[rows["user_id"][::2], rows["item_id"][::2]] = math.nan
+    lowest[rows["user_id"][::2], rows["item_id"][::2]] = -math.inf
+    assert evaluator.score(Scores(broken)) == evaluator.score(Scores(lowest))
+    assert evaluator.score(Scores(broken))[0] < evaluator.score(Scores(scores))[0]
+    assert evaluator.score(Scores(scores * math.nan))[0] == 0
+    assert re.search(r"scores that are NaN to \d+ of \d+ users: such items rank last", caplog.text)
+
+
+def test_ratings_that_are_nan_are_no_validation(tiny_config):
+    config = Config(config_dict=tiny_config("MF", valid_metric="RMSE"))
+    parts = prepare_parts(config)
+    scores = torch.rand(parts.test.user_num, parts.test.item_num)
     rows = parts.valid.inter_feat
     scores[rows["user_id"][0], rows["item_id"][0]] = math.nan
-    with pytest.raises(TrainingError, match=r"the model gives scores that are (NaN|not finite)"):
-        evaluator.score(Scores(scores))
+    with pytest.raises(TrainingError, match="the model predicts ratings that are not finite"):
+        Evaluator(config, parts).score(Scores(scores))
 
 
 def test_a_validation_without_a_value_is_no_best_one(tiny_config, monkeypatch):
@@ -216,20 +228,34 @@ def test_a_validation_without_a_value_is_no_best_one(tiny_config, monkeypatch):
         evaluator.score(None)
 
 
-def test_nan_scores_in_the_middle_of_a_run(keys, tmp_path, monkeypatch):
+def test_nan_ratings_in_the_middle_of_a_run(keys, tmp_path, monkeypatch):
     """The weights are whole; what was validated before stays the best."""
+    true, calls = MF.predict, []
+
+    def ratings(model, interaction):
+        calls.append(1)
+        return true(model, interaction) * (math.nan if len(calls) == 3 else 1)
+
+    whole = run_keys(keys(epochs=2, valid_metric="RMSE"), tmp_path / "whole")
+    monkeypatch.setattr(MF, "predict", ratings)
+    with pytest.raises(TrainingError, match=r"^the model predicts ratings that are not finite, after epoch 2 "
+                                            r"of stage 'ratings', though its weights are .*--epochs=2 ends"):
+        run_keys(keys(valid_metric="RMSE"), tmp_path / "run")
+    monkeypatch.undo()
+    ended = run(resume=tmp_path / "run", overrides={"epochs": 2})
+    found, expected = (without_times(made.metrics) for made in (ended, whole))
+    assert found["test"] == expected["test"] and np.isfinite(found["history"][-1]["valid_score"])
+
+
+def test_nan_scores_are_not_the_best_epoch(keys, tmp_path, monkeypatch):
     true, calls = MF.full_sort_predict, []
 
     def scores(model, interaction):
         calls.append(1)
         return true(model, interaction) * (math.nan if len(calls) == 3 else 1)
 
-    whole = run_keys(keys(epochs=2), tmp_path / "whole")
     monkeypatch.setattr(MF, "full_sort_predict", scores)
-    with pytest.raises(TrainingError, match=r"^the model gives scores that are NaN, after epoch 2 of stage "
-                                            r"'ratings', though its weights are finite: .*--epochs=2 ends"):
-        run_keys(keys(), tmp_path / "run")
-    monkeypatch.undo()
-    ended = run(resume=tmp_path / "run", overrides={"epochs": 2})
-    found, expected = (without_times(made.metrics) for made in (ended, whole))
-    assert found["test"] == expected["test"] and np.isfinite(found["history"][-1]["valid_score"])
+    made = run_keys(keys(), tmp_path / "run")
+    assert [entry["valid_score"] == 0 for entry in made.metrics["history"]] == [False, False, True, False]
+    assert made.metrics["best_epoch"] != 2
+    assert "such items rank last" in (made.folder / "train.log").read_text()

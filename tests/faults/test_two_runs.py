@@ -11,7 +11,7 @@ from running import run_keys, saved_metrics
 
 from dataset_prep.output import alone_with
 from recbole_mmdiff.compare import cells
-from recbole_mmdiff.errors import DataError, FolderInUse
+from recbole_mmdiff.errors import ConfigError, DataError, FolderInUse
 from recbole_mmdiff.files import locked
 from recbole_mmdiff.quick_start import run
 from recbole_mmdiff.run_folder import LOCK, open_run_folder
@@ -58,6 +58,16 @@ def test_a_folder_in_use_is_refused_until_its_process_is_killed(tiny_config, tmp
     assert os.listdir(folder) == [LOCK]
     run_keys(tiny_config("MF", epochs=1), folder)
     assert not (folder / LOCK).exists()
+
+
+def test_the_lock_of_a_killed_run_opens_its_folder_to_resume_alone(tiny_config, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in (LOCK, "config.yaml"):
+        (folder / name).write_text("")
+    with pytest.raises(ConfigError, match=r"run exists and is not empty; choose .*, or --resume="):
+        run_keys(tiny_config("MF"), folder)
+    assert (folder / "config.yaml").exists()
 
 
 def test_a_run_under_way_is_not_gone_on_with(tiny_config, tmp_path, monkeypatch):
