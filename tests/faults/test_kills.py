@@ -188,8 +188,7 @@ def test_two_hundred_kills(name, server, kinds, whole_of, tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["DiffCDR", "amazon", "preset", "mmrec", "encode", "features",
-                                  "default data"])
+@pytest.mark.parametrize("name", ["DiffCDR", "amazon", "preset", "mmrec", "encode", "features"])
 def test_killed_at_every_place(name, server, kinds, whole_of, tmp_path, capsys):
     """Once before every kind of change, files that are written then cut in half."""
     tally, whole = Tally(name), whole_of(name)
