@@ -85,7 +85,7 @@ class Failures:
             try:
                 entry = json.loads(line)
                 known[entry["url"]] = entry["reason"]
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise DataError(f"{self._path}: {line[:80]!r} is not a line of this file; remove the "
                                 f"file to ask all addresses again") from error
         return known

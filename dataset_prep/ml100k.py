@@ -169,9 +169,9 @@ def _complete(folder: Path) -> bool:
         record = json.loads((folder / f"{folder.name}.prep.json").read_text(encoding="utf-8"))
         for modality in MODALITIES:
             FeatureFile.open(folder, folder.name, modality)
-    except (FeatureError, json.JSONDecodeError):
+    except (FeatureError, ValueError, RecursionError):
         return False
-    return record.get("version") == VERSION
+    return isinstance(record, dict) and record.get("version") == VERSION
 
 
 def _build(workspace: Path) -> None:

@@ -51,9 +51,17 @@ def read_record(folder: Path) -> dict[str, Any] | None:
 def _read_any_record(folder: Path) -> dict[str, Any] | None:
     try:
         record = json.loads(record_path(folder).read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
         return None
-    return record if isinstance(record, dict) else None
+    return record if _is_record(record) else None
+
+
+def _is_record(value: Any) -> bool:
+    """Whether files and features stand there as `write_dataset` names them."""
+    named = {"files": r"[^/\\\0]{1,250}", "features": r"[A-Za-z0-9_-]{1,250}"}
+    return isinstance(value, dict) and all(
+        isinstance(value.get(key, {}), dict) and all(re.fullmatch(name, one) for one in value.get(key, {}))
+        for key, name in named.items())
 
 
 def is_made(folder: Path, recipe: Mapping[str, Any], overwrite: bool) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dataset_prep.batches import Encoded
+from recbole_mmdiff.arrays import read_arrays
 from recbole_mmdiff.data.features import FeatureFile, feature_path, read_manifest, write_features
 from recbole_mmdiff.errors import DataError
 from recbole_mmdiff.files import locked, write_atomically, write_json
@@ -73,11 +73,19 @@ class Work:
         self._wanted = {**plan.record(), "shard_size": plan.shard_size}
 
     def _begun(self) -> tuple[dict[str, Any] | None, bool]:
-        """The plan of the work that was begun, if any, and whether a restart began it."""
+        """The plan of the work that was begun, if any, and whether a restart began it.
+
+        Raises:
+            DataError: the file of the plan is damaged.
+        """
         if not self._plan_file.is_file():
             return None, False
-        plan = json.loads(self._plan_file.read_text(encoding="utf-8"))
-        return plan, plan.pop("restart", False)
+        try:
+            plan = json.loads(self._plan_file.read_text(encoding="utf-8"))
+            return plan, dict.pop(plan, "restart", False)
+        except (ValueError, TypeError, RecursionError) as error:
+            raise DataError(f"{self._plan_file}: is damaged ({error}); delete the folder and start "
+                            f"again") from error
 
     def is_finished(self) -> bool:
         """Whether the feature is there, made by this very plan, and no restart of it was cut short.
@@ -166,9 +174,10 @@ class Work:
     def load(self, shard: int) -> dict[str, np.ndarray]:
         """A finished shard's arrays. Raises DataError if the file is damaged."""
         try:
-            with np.load(self._path(shard), allow_pickle=False) as file:
-                return {name: file[name] for name in ("rows", "matrix", "cut", "left_out", "reasons")}
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            part = read_arrays(self._path(shard))
+            _check_form(part, *self.plan.bounds(shard), self.plan.dtype)
+            return part
+        except (OSError, ValueError, KeyError) as error:
             raise DataError(f"{self._path(shard)}: is damaged ({error}); delete it and start "
                             f"again") from error
 
@@ -211,6 +220,9 @@ class Work:
         for shard in range(self.plan.shards):
             part = self.load(shard)["matrix"]
             if len(part):    # A shard without vectors knows no dimension either.
+                if part.shape[1] != dim:
+                    raise DataError(f"{self._path(shard)}: has {part.shape[1]} dimensions, others {dim}; "
+                                    f"delete it and start again")
                 matrix[start:start + len(part)] = part
             start += len(part)
         return matrix
@@ -226,6 +238,20 @@ class Work:
         self._plan_file.unlink(missing_ok=True)    # First: what a kill leaves then is begun anew.
         # Where an open file cannot be removed (Windows), the lock stays behind and does no harm.
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _check_form(part: Mapping[str, np.ndarray], start: int, stop: int, dtype: str) -> None:
+    """Raises ValueError or KeyError for arrays that `Work.save` did not write for inputs from ``start`` to
+    ``stop``."""
+    for name, ndim, kinds in (("rows", 1, "i"), ("matrix", 2, "f"), ("cut", 0, "i"), ("left_out", 1, "i"),
+                              ("reasons", 1, "U")):
+        if part[name].ndim != ndim or part[name].dtype.kind not in kinds:
+            raise ValueError(f"{name} is {part[name].dtype} of shape {part[name].shape}")
+    rows, left_out = part["rows"], part["left_out"]
+    inside = all(((start <= places) & (places < stop)).all() for places in (rows, left_out))
+    if not inside or (np.diff(rows) <= 0).any() or part["matrix"].dtype != dtype \
+            or len(rows) != len(part["matrix"]) or len(left_out) != len(part["reasons"]):
+        raise ValueError("its arrays do not belong together")
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -17,12 +17,15 @@ from recbole_mmdiff.errors import WriteError
 #: what the system says where a file cannot grow
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) if os.name == "posix" else (errno.ENOSPC,)
 _TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{12}\.tmp(\.[^.]+)?")
+#: bytes of a plain name; systems take 255
+LONGEST_NAME = 200
 
 
 def is_plain_name(name: str) -> bool:
     """Whether ``name`` is that of a file or folder on every system: it leads to no other folder or
-    drive, and holds no NUL."""
+    drive, holds no NUL and no half of a character, and leaves room for a suffix."""
     return name not in ("", "..") and "\0" not in name \
+        and len(name.encode("utf-8", "replace")) <= LONGEST_NAME and not re.search("[\ud800-\udfff]", name) \
         and PurePosixPath(name).name == PureWindowsPath(name).name == name
 
 

@@ -181,7 +181,10 @@ def _parts(config) -> Parts:
 
 def build_model(config, parts: Parts) -> torch.nn.Module:
     """The model on its device, its weights drawn from the run's seed."""
-    construct_transform(config)  # Leaves keys in the config that BERT4Rec reads.
+    try:
+        construct_transform(config)     # Leaves keys in the config that BERT4Rec reads.
+    except NotImplementedError as error:
+        raise ConfigError(f"transform: {error}") from error
     init_seed(config["seed"], config["reproducibility"])
     return config.model_class(config, parts.train).to(config["device"])
 
@@ -302,7 +305,7 @@ def load_run(folder: str | Path, checkpoint: str | Path | None = None,
     load_checkpoint(Path(checkpoint) if checkpoint else folder / CHECKPOINT, config, model)
     try:
         metrics = json.loads((folder / METRICS).read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{folder / METRICS}: is not JSON ({error}); copy the run again, or remove it, and "
                         f"--resume={folder} evaluates again") from error
     return Run(folder, metrics, model, parts, config)

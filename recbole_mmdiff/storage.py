@@ -105,7 +105,11 @@ def load_plain(path: str | os.PathLike, map_location: Any = "cpu") -> Any:
         plain = torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:  # A damaged file makes the reader fail in almost any way.
         raise CheckpointError(_why_unreadable(path, error)) from error
-    return from_plain(plain)
+    try:
+        return from_plain(plain)
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: holds what this version did not write ({error}); use an earlier "
+                              f"checkpoint or train again") from error
 
 
 def _why_unreadable(path: str | os.PathLike, error: Exception) -> str:
@@ -175,7 +179,7 @@ def _config_entry(value: Any) -> Any:
 
 def _encode_array(array: np.ndarray, where: str) -> dict:
     if array.dtype.kind == "U":
-        return {TAG: "text array", "value": array.tolist(), "dtype": array.dtype.str}
+        return {TAG: "text array", "value": array.tolist(), "dtype": array.dtype.str, "shape": array.shape}
     # Torch wants this machine's byte order, no negative strides and a writable buffer.
     array = np.require(array, array.dtype.newbyteorder("="), ["C", "W"])
     try:
@@ -202,6 +206,11 @@ def _decode_array(obj: dict) -> np.ndarray:
     return obj["value"].cpu().numpy()
 
 
+def _decode_text(obj: dict) -> np.ndarray:
+    array = np.array(obj["value"], dtype=obj["dtype"])
+    return array.reshape(obj.get("shape", array.shape))     # Lists tell no shape without entries.
+
+
 def _decode_sparse(obj: dict) -> Any:
     build = sparse.csr_matrix if obj["matrix"] else sparse.csr_array
     parts = tuple(_decode_array(obj[part]) for part in ("data", "indices", "indptr"))
@@ -223,7 +232,7 @@ _ENCODERS: dict[Any, Callable[[Any, str], dict]] = {
 
 _DECODERS: dict[str, Callable[[dict], Any]] = {
     "array": _decode_array,
-    "text array": lambda obj: np.array(obj["value"], dtype=obj["dtype"]),
+    "text array": _decode_text,
     "sparse": _decode_sparse,
     "device": lambda obj: torch.device(obj["value"]),
     "bytes": lambda obj: bytes(obj["value"].tolist()),

@@ -10,6 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
+
+# Every run tries the same examples, however busy the machine is.
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.load_profile("repeatable")
 
 # The helpers of the tests explain a failed assertion as tests do.
 pytest.register_assert_rewrite("contract", "running")

@@ -14,7 +14,7 @@ FILES = sorted([*PACKAGE.rglob("*.py"), *(ROOT / "dataset_prep").rglob("*.py")])
 
 #: lowest first; a room may import itself and what stands below it
 ORDER = [
-    {"errors"}, {"files"}, {"storage"},
+    {"errors"}, {"files", "arrays"}, {"storage"},
     {"compat"}, {"distributed", "launching"},
     {"diffusion", "transport", "graph", "negatives"},
     {"model.registry"},
@@ -101,7 +101,7 @@ def test_the_low_rooms_are_plain_torch(path):
 
 def test_data_preparation_imports_files_and_nothing_of_training():
     allowed = {f"recbole_mmdiff.{name}"
-               for name in ("data.features", "data.atomic", "data.splits", "files", "errors")}
+               for name in ("data.features", "data.atomic", "data.splits", "files", "arrays", "errors")}
     for path in (ROOT / "dataset_prep").rglob("*.py"):
         ours = {name.rpartition(".")[0] for _, name in imports(path)
                 if name.startswith("recbole") and name != "recbole_mmdiff.__version__"}

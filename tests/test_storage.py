@@ -127,6 +127,7 @@ def test_a_killed_writer_leaves_the_old_checkpoint(tmp_path):
         np.arange(3, dtype=">i4"),
         np.broadcast_to(np.float64(2.0), (2, 2)),
         np.array([["[PAD]", "u1"], ["ü", ""]]),
+        np.zeros((0, 2), "U3"),
         np.array([1 + 2j]),
     ],
     ids=lambda array: f"{array.dtype.str}{array.shape}",

@@ -61,9 +61,11 @@ class Tuning:
 def _check_choices(key: str, choices, where: str) -> None:
     if key in PROTOCOL | {"model", "valid_metric"}:
         raise ConfigError(f"{where}: is of the protocol, which trials must not choose")
-    if isinstance(choices, list) and choices:
+    if typed(choices, (list, dict), where) == []:
+        raise ConfigError(f"{where}: needs one choice or more")
+    if isinstance(choices, list):
         return
-    refuse_unknown(typed(choices, (list, dict), where), RANGE_FIELDS, where)
+    refuse_unknown(choices, RANGE_FIELDS, where)
     low, high, step = (choices.get(name) for name in ("low", "high", "step"))
     numbers = [typed(value, (int, float), where) for value in (low, high, *([step] if step else []))]
     if not all(map(math.isfinite, numbers)) or low >= high or (step is not None and step <= 0):

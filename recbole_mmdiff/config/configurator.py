@@ -12,8 +12,8 @@ from recbole.utils import ModelType
 
 from recbole_mmdiff import distributed
 from recbole_mmdiff.config.defaults import domain_pairs, paper_form, read_defaults
-from recbole_mmdiff.config.evaluation import separate_metrics, settle_evaluation
-from recbole_mmdiff.config.keys import check_known, check_types, model_keys, recbole_keys
+from recbole_mmdiff.config.evaluation import check_topk, separate_metrics, settle_evaluation
+from recbole_mmdiff.config.keys import check_columns, check_known, check_types, model_keys, recbole_keys
 from recbole_mmdiff.config.processes import own_gpu, settle_processes
 from recbole_mmdiff.config.sources import Loader, merge, parse_value, read_yaml
 from recbole_mmdiff.errors import ConfigError
@@ -93,7 +93,7 @@ class Config(RecBoleConfig):
         model = model or self.external_config_dict.get("model")
         if model is None:
             raise ConfigError("model: none is given, write --model=NAME (for instance DiffCDR)")
-        model_class = get_model(model) if isinstance(model, str) else model
+        model_class = model if isinstance(model, type) else get_model(str(model))
         dataset = dataset or self.external_config_dict.get("dataset")
         if dataset is None:
             blocks = [self.external_config_dict.get(domain) for domain in DOMAINS]
@@ -128,6 +128,7 @@ class Config(RecBoleConfig):
         check_known(given, known, self.origin, self.model)
         check_types(given, defaults, self.origin, self.our_keys)
         final = merge(defaults, given)
+        check_columns(final, self.origin)
         for domain in DOMAINS:
             self._check_domain(domain, final.get(domain), known)
             self._refuse_other_fields(domain, final)
@@ -144,7 +145,9 @@ class Config(RecBoleConfig):
             raise ConfigError(f"{origin}: {domain}: needs a mapping with the key 'dataset', "
                               f"not {block!r}")
         self._check_name(f"{origin}: {domain}: dataset", block["dataset"])
-        check_known(block, known, dict.fromkeys(block, f"{origin}: {domain}"), self.model)
+        origins = dict.fromkeys(block, f"{origin}: {domain}")
+        check_known(block, known, origins, self.model)
+        check_columns(block, origins)
 
     @staticmethod
     def _check_name(where: str, dataset) -> None:
@@ -173,6 +176,7 @@ class Config(RecBoleConfig):
         self.run_dict = _with_absolute_paths(self.run_dict)
         if final["split_seed"] is None:
             final["split_seed"] = final["seed"]
+        check_topk(final["topk"])
         separate_metrics(final)
         if final["MODEL_TYPE"] == ModelType.SEQUENTIAL:
             final["repeatable"] = True

@@ -34,6 +34,14 @@ def separate_metrics(final: dict) -> None:
         final["eval_passes"] = ["rating"]
 
 
+def check_topk(given) -> None:
+    """Raises ConfigError for anything but a whole number from 1, or some of them."""
+    lengths = given if isinstance(given, (list, tuple)) else [given]
+    if not lengths or not all(type(length) is int and length > 0 for length in lengths):
+        raise ConfigError(f"topk: {given!r} is no length of a ranking; use a whole number from 1, or a list "
+                          f"of them")
+
+
 def settle_evaluation(final: dict, model_class: type) -> tuple[str, str]:
     """Settle the passes, and have the validation metric computed.
 

@@ -5,6 +5,7 @@ from where they are read: its installed source, and the source of the model that
 """
 
 import inspect
+import os
 import re
 from functools import cache
 from importlib.util import find_spec
@@ -18,7 +19,18 @@ _COMPOSED = {"alias_of_user_id", "alias_of_item_id", "alias_of_entity_id", "alia
 # Of the command line, or written by RecBole and by us into a run's own config.yaml.
 _RUN = {"model", "dataset", "config_files"}
 # RecBole takes several types for these.
-_FLEXIBLE = {"gpu_id", "topk", "metrics", "eval_args", "train_neg_sample_args", "load_col"}
+_FLEXIBLE = {"gpu_id", "topk", "metrics", "train_neg_sample_args", "load_col"}
+# Of keys whose default is nothing.
+_LIST, _DICT = (list, tuple), (dict,)
+_UNSET = {
+    **dict.fromkeys(("seq_len", "threshold", "unused_col", "val_interval", "preload_weight",
+                     "discretization", "clip_grad_norm"), _DICT),
+    **dict.fromkeys(("additional_feat_suffix", "alias_of_user_id", "alias_of_item_id", "alias_of_entity_id",
+                     "alias_of_relation_id", "benchmark_filename"), _LIST),
+    **dict.fromkeys(("user_link_file_path", "split_file", "output"), (str, os.PathLike)),
+    **dict.fromkeys(("rm_dup_inter", "domain_view", "negative_sampler", "transform", "encoding"), (str,)),
+    **dict.fromkeys(("eval_passes", "modalities", "normalize_field"), (str, *_LIST)),
+    "split_seed": (int,), "normalize_all": (bool,)}
 # What RecBole's nested keys hold; it passes over any other in silence.
 NESTED = {"eval_args": {"split", "order", "group_by", "mode"},
           "train_neg_sample_args": {"distribution", "sample_num", "alpha", "dynamic",
@@ -95,9 +107,9 @@ def check_types(given: dict, defaults: dict, origin: dict[str, str], ours: set[s
         if value is None and key in ours and isinstance(default, (bool, int, float, str)):
             raise ConfigError(f"{origin.get(key, 'config_dict')}: {key}: has no value "
                               f"(default: {default!r})")
-        if value is None or default is None or key in _FLEXIBLE:
+        if value is None or key in _FLEXIBLE or (default is None and key not in _UNSET):
             continue
-        expected = _expected(default)
+        expected = _UNSET[key] if default is None else _expected(default)
         if expected == (int,) and key not in ours:
             expected = (int, float)
         if not isinstance(value, expected) or (isinstance(value, bool) and bool not in expected):
@@ -105,6 +117,17 @@ def check_types(given: dict, defaults: dict, origin: dict[str, str], ours: set[s
             raise ConfigError(
                 f"{origin.get(key, 'config_dict')}: {key}: {value!r} is a "
                 f"{type(value).__name__}, expected {names} (default: {default!r})")
+
+
+def check_columns(given: dict, origin: dict[str, str]) -> None:
+    """Raises ConfigError where ``load_col`` or ``unload_col`` is no mapping from files to columns."""
+    for key, needed in (("load_col", {"inter"}), ("unload_col", set())):
+        value = given.get(key)
+        if value is not None and (not isinstance(value, dict) or not needed <= value.keys() or not all(
+                names == "*" or (isinstance(names, (list, tuple)) and all(isinstance(n, str) for n in names))
+                for names in value.values())):
+            raise ConfigError(f"{origin.get(key, 'config_dict')}: {key}: {value!r} names no columns; write "
+                              f"a list of them for each kind of file, such as {{inter: [user_id, item_id]}}")
 
 
 def _expected(default) -> tuple[type, ...]:

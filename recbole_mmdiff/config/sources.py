@@ -1,15 +1,32 @@
 """Where configuration comes from: YAML files, ``--key=value`` words, and how they merge."""
 
 import re
+from itertools import chain
 from pathlib import Path
 
 import yaml
 
 from recbole_mmdiff.errors import ConfigError
 
+#: values of a document, those that aliases repeat counted as often as they stand there, and their levels
+MOST_VALUES, MOST_LEVELS = 1_000_000, 50
+#: what yaml raises for text that is no YAML; also of tags (!!bool x) and of a nesting without end
+NO_YAML = (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError)
+
 
 class Loader(yaml.SafeLoader):
-    """YAML that builds plain types only, reads 1e-4 as a number, and refuses a key given twice."""
+    """YAML that builds plain types only, reads 1e-4 as a number, and refuses a key given twice, and a
+    document that aliases make endless, or too large to be copied and shown."""
+
+    def get_single_node(self):
+        """The document as it is written."""
+        node = super().get_single_node()
+        values, levels = (0, 0) if node is None else _size(node, {})
+        if values > MOST_VALUES or levels > MOST_LEVELS:
+            raise yaml.composer.ComposerError(
+                None, None, f"holds {values:,} values in {levels} levels, with those that aliases repeat; "
+                f"{MOST_VALUES:,} in {MOST_LEVELS} are accepted", node.start_mark)
+        return node
 
     def compose_mapping_node(self, anchor):
         """A mapping as it is written, before "<<" brings in others, whose keys may be overridden."""
@@ -21,6 +38,25 @@ class Loader(yaml.SafeLoader):
                         None, None, f"the key {key.value!r} is given twice", key.start_mark)
                 seen.add(key.value)
         return node
+
+
+def _size(node: yaml.Node, known: dict[int, tuple[int, int] | None]) -> tuple[int, int]:
+    """The values and the levels in and beneath a node; ``known`` are those of others, None while they are
+    counted.
+
+    Raises:
+        ComposerError: it stands beneath itself.
+    """
+    if isinstance(node, yaml.ScalarNode):
+        return 1, 1
+    if id(node) not in known:
+        known[id(node)] = None
+        parts = chain.from_iterable(node.value) if isinstance(node, yaml.MappingNode) else node.value
+        values, levels = zip((0, 0), *(_size(part, known) for part in parts), strict=True)
+        known[id(node)] = 1 + sum(values), 1 + max(levels)
+    if known[id(node)] is None:
+        raise yaml.composer.ComposerError(None, None, "an alias stands in what it names", node.start_mark)
+    return known[id(node)]
 
 
 # YAML 1.1 takes "1e-4" for a string, because it has no dot; every user means the number.
@@ -63,7 +99,7 @@ def read_yaml(path: str | Path) -> dict:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not UTF-8 text ({error})") from error
-    except (yaml.YAMLError, ValueError) as error:   # ValueError: the 13th month of a date
+    except NO_YAML as error:
         raise ConfigError(f"{path}: is not valid YAML: {error}") from error
     if content is None:
         return {}
@@ -76,7 +112,7 @@ def parse_value(text: str):
     """The value of a command-line word, read as YAML; text that is not YAML stays text."""
     try:
         return yaml.load(text, Loader=Loader)
-    except (yaml.YAMLError, ValueError):
+    except NO_YAML:
         return text
 
 
@@ -94,6 +130,8 @@ def parse_overrides(words: list[str]) -> dict:
         if not word.startswith("--") or len(word) == 2:
             raise ConfigError(f"command line: {word!r} is not of the form --key=value")
         key, equals, text = word[2:].partition("=")
+        if key.count(".") > MOST_LEVELS:
+            raise ConfigError(f"command line: --{key:.60}... has more than {MOST_LEVELS} dots")
         if not equals:
             if not words or words[0].startswith("--"):
                 raise ConfigError(f"command line: --{key} has no value, write --{key}=value")

@@ -66,8 +66,7 @@ def read_atomic(path: Path, wanted: set[str] | None, required: set[str], separat
     content = Path(path).read_bytes()
     lines = _check_width(path, content, len(columns), separator, encoding)
     chosen = [column for column in columns if wanted is None or column.name in wanted]
-    dtypes = {c.name: np.float64 if c.ftype == FeatureType.FLOAT else
-              "category" if c.name in categories else str for c in chosen}
+    dtypes = {c.name: np.float64 if c.ftype == FeatureType.FLOAT else str for c in chosen}
     options = {"sep": separator, "header": 0, "names": [c.name for c in columns],
                "usecols": [c.name for c in chosen], "encoding": encoding,
                "quoting": csv.QUOTE_NONE, "keep_default_na": False, "na_values": [""]}
@@ -89,7 +88,8 @@ def read_atomic(path: Path, wanted: set[str] | None, required: set[str], separat
     if len(lines) and lines[-1] != len(lines) - 1:
         frame.index = lines
     _check_cells(path, frame, required)
-    return frame
+    # Not by read_csv, where 007 becomes 7 if all tokens of the column are numbers.
+    return frame.astype({name: "category" for name in categories if name in frame})
 
 
 def _not_text(path: Path, encoding: str, error: Exception) -> DataError:

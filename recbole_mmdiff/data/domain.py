@@ -58,6 +58,10 @@ class StrictDataset:
             self.logger.warning(f"{filepath}: none of its columns is loaded")
             return None
         names = self.files_read[Path(filepath)] = {column.name for column in columns}
+        own = {FeatureSource.USER: self.uid_field, FeatureSource.ITEM: self.iid_field}.get(source)
+        if own is not None and own not in names:
+            raise DataError(f"{filepath}: the column {own!r} is not loaded; the file must hold it, and "
+                            f"load_col.{source.value} name it")
         ids = {self.uid_field, self.iid_field}
         interactions = source == FeatureSource.INTERACTION
         required = ids | ({self.config["RATING_FIELD"]} & names) if interactions else ids & names
@@ -66,7 +70,7 @@ class StrictDataset:
         for column in columns:
             self._describe(column, source)
             if column.ftype.value.endswith("seq"):
-                frame[column.name] = self._split_sequence(frame[column.name], column)
+                frame[column.name] = self._split_sequence(frame[column.name], column, filepath)
         return frame[[column.name for column in columns]]
 
     def _describe(self, column, source):
@@ -79,15 +83,16 @@ class StrictDataset:
         if "float" in column.ftype.value:
             self.field2bucketnum[column.name] = 2
 
-    def _split_sequence(self, cells: pd.Series, column) -> pd.Series:
+    def _split_sequence(self, cells: pd.Series, column, filepath) -> pd.Series:
         kind = str if column.ftype == FeatureType.TOKEN_SEQ else float
         limit = (self.config["seq_len"] or {}).get(column.name)
         separator = self.config["seq_separator"]
-        try:
-            values = [np.array([kind(word) for word in cell.split(separator) if word][:limit])
-                      for cell in cells.fillna("")]
-        except ValueError as error:
-            raise DataError(f"{self.dataset_name}: column {column.name}: {error}") from error
+        values = []
+        for row, cell in cells.fillna("").items():
+            try:
+                values.append(np.array([kind(word) for word in cell.split(separator) if word][:limit]))
+            except ValueError as error:
+                raise DataError(f"{filepath}, line {row + 2}: {column.name}: {error}") from error
         self.field2seqlen[column.name] = max(map(len, values))
         return pd.Series(values, index=cells.index, dtype=object)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from recbole_mmdiff.arrays import UNREADABLE
 from recbole_mmdiff.errors import DataError
 
 DTYPES = ("float16", "float32")
@@ -23,7 +24,7 @@ class FeatureError(DataError):
 def read_manifest(path: Path, modality: str) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise FeatureError(f"{path}: not a JSON file in UTF-8 ({error}); write it again") from error
     if not isinstance(manifest, dict):
         raise FeatureError(f"{path}: must hold a JSON object, not {type(manifest).__name__}")
@@ -43,7 +44,7 @@ def map_matrix(path: Path, dtypes: Sequence[str] = DTYPES) -> np.ndarray:
     # Not np.load: it would also open zip archives and, on request, pickles.
     try:
         matrix = np.lib.format.open_memmap(path, mode="r")
-    except (ValueError, TypeError, OSError, OverflowError) as error:
+    except UNREADABLE as error:
         raise FeatureError(
             f"{path}: not a complete .npy matrix ({error}); pickled, compressed or truncated "
             "files are never read: save a plain float16 or float32 array with write_features"

@@ -8,13 +8,12 @@ contains the smaller one.
 import hashlib
 import io
 import json
-import zipfile
-import zlib
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
 
+from recbole_mmdiff.arrays import read_arrays
 from recbole_mmdiff.errors import DataError
 from recbole_mmdiff.files import write_atomically
 
@@ -180,14 +179,28 @@ class SavedSplit:
     def load(cls, path: Path) -> "SavedSplit":
         """Raises DataError if the file is missing or is no saved split."""
         try:
-            with np.load(path, allow_pickle=False) as file:
-                values = {f.name: file[f.name] for f in fields(cls)}
-                return cls(**{**values, "protocol": str(values["protocol"])})
+            arrays = read_arrays(path)
+            values = {f.name: arrays[f.name] for f in fields(cls)}
+            split = cls(**{**values, "protocol": str(values["protocol"])})
+            split._check_form()
         except FileNotFoundError as error:
             raise DataError(f"split_file: there is no file {path}") from error
-        except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile,
-                zlib.error) as error:
+        except (ValueError, KeyError) as error:
             raise DataError(f"split_file: {path} is not a saved split ({error})") from error
+        return split
+
+    def _check_form(self) -> None:
+        """Raises ValueError for arrays that ``save`` did not write."""
+        if self.protocol not in PROTOCOLS:
+            raise ValueError(f"protocol is {self.protocol!r:.80}, not one of {PROTOCOLS}")
+        for name in (f.name for f in fields(self) if f.name != "protocol"):
+            array, kinds = getattr(self, name), "i" if name.endswith("part") else "U"
+            if array.ndim != 1 or array.dtype.kind not in kinds:
+                raise ValueError(f"{name} is {array.dtype} of shape {array.shape}")
+        for user, item, part in ((self.user, self.item, self.part),
+                                 (self.source_user, self.source_item, self.source_part)):
+            if not len(user) == len(item) == len(part) or not np.isin(part, range(TRAIN, UNUSED + 1)).all():
+                raise ValueError("users, items and parts do not belong together")
 
     def parts(self, user: np.ndarray, item: np.ndarray, path: Path) -> np.ndarray:
         """The part of each target row given by its tokens (n,).

@@ -57,7 +57,8 @@ def link_users(source: np.ndarray, target: np.ndarray, link_file: str | None) ->
 
 def _read_links(path: Path, source: np.ndarray, target: np.ndarray) -> np.ndarray:
     try:
-        header, *lines = path.read_text(encoding="utf-8").splitlines() or [""]
+        # Not str.splitlines: it also cuts at characters that tokens may hold, such as U+2028.
+        header, *lines = path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
     except OSError as error:
         raise DataError(f"user_link_file_path: {path} cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:

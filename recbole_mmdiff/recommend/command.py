@@ -51,7 +51,7 @@ def _tokens(option: str, words: str, sets: Mapping[str, Sequence[str]]) -> list[
         found = sets[words]
     elif os.path.isfile(words):     # A long list of tokens is no path at all, which pathlib does not take.
         try:
-            found = Path(words).read_text(encoding="utf-8-sig").splitlines()
+            found = Path(words).read_text(encoding="utf-8-sig").split("\n")
         except UnicodeDecodeError as error:
             raise DataError(f"{option}: {words} is not UTF-8 text ({error.reason})") from error
     else:

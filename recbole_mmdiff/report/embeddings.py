@@ -8,7 +8,7 @@ import numpy as np
 
 from recbole_mmdiff.errors import DataError
 from recbole_mmdiff.report.figures import GREY, MARKERS, colours, legend, new_figure, save, shorten, styled
-from recbole_mmdiff.report.results import read_arrays
+from recbole_mmdiff.report.results import read_table
 
 EMBEDDINGS = "embeddings.npz"
 TRUTH, SOURCE = "truth", "source"
@@ -30,7 +30,7 @@ class Embeddings:
     @classmethod
     def load(cls, path: Path) -> "Embeddings":
         """Raises DataError if the file cannot be read or its arrays do not fit together."""
-        arrays = read_arrays(path)
+        arrays = read_table(path)
         for name in ("vectors", "kind", "panel"):
             if name not in arrays:
                 raise DataError(f"{path}: {name}: is missing")

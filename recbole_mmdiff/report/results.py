@@ -2,8 +2,6 @@
 
 import math
 import os
-import zipfile
-import zlib
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -11,15 +9,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from recbole_mmdiff.arrays import read_arrays
 from recbole_mmdiff.errors import DataError
 from recbole_mmdiff.report.plan import Cell, Plan, read_json, read_plan, typed
 
 METRICS, PER_USER, ERROR, RECORD = "metrics.json", "per_user.npz", "error.json", "cell.json"
 DONE, FAILED, PENDING = "done", "failed", "pending"
 SMALLER_IS_BETTER = {"mae", "rmse", "mse", "logloss", "averagepopularity", "giniindex"}
-#: what numpy raises for files that are cut off, are no .npz, or hold pickled objects
-UNREADABLE = (OSError, ValueError, KeyError, EOFError, RuntimeError, NotImplementedError, MemoryError,
-              zipfile.BadZipFile, zlib.error)
 
 
 def smaller_is_better(metric: str) -> bool:
@@ -28,18 +24,17 @@ def smaller_is_better(metric: str) -> bool:
         or metric.rpartition(".")[2].partition("@")[0] in SMALLER_IS_BETTER
 
 
-def read_arrays(path: Path, prefix: str = "") -> dict[str, np.ndarray]:
+def read_table(path: Path, prefix: str = "") -> dict[str, np.ndarray]:
     """The arrays of an ``.npz`` whose names begin with ``prefix``, never unpickled.
 
     Raises:
         DataError: the file is missing, is cut off, or holds pickled objects; names the file.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files if name.startswith(prefix)}
+        return read_arrays(path, prefix)
     except FileNotFoundError as error:
         raise DataError(f"there is no file {path}") from error
-    except (*UNREADABLE, AttributeError) as error:  # A bare .npy has no ``files``.
+    except ValueError as error:
         raise DataError(f"{path} cannot be read as an .npz of plain arrays ({error})") from error
 
 
@@ -164,7 +159,7 @@ class Results:
             return None
         prefix = f"{name}."
         arrays = {key.removeprefix(prefix): value
-                  for key, value in read_arrays(path, prefix).items()}
+                  for key, value in read_table(path, prefix).items()}
         if "user" not in arrays:
             return None
         users = arrays.pop("user")

@@ -2,7 +2,7 @@
 
 import copy
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
 
@@ -19,32 +19,20 @@ from recbole_mmdiff.errors import TrainingError
 from recbole_mmdiff.model.base import Stage
 from recbole_mmdiff.model.sampled_pairwise import SampledPairwise
 from recbole_mmdiff.trainer.checkpoint import (
+    Progress,
+    check_form,
     load_checkpoint,
+    load_optimizer,
+    load_other_parameters,
     other_parameters,
     random_state,
+    restoring,
     save_checkpoint,
     set_random_state,
 )
 from recbole_mmdiff.trainer.guard import Guard, Losses
 from recbole_mmdiff.trainer.sharing import begin_epoch, mean_loss, shared_loader
 from recbole_mmdiff.trainer.steps import Stepper
-
-
-@dataclass
-class Progress:
-    """Where a run stands: plain values of the checkpoint.
-
-    ``stage`` and ``epoch`` are the next to be run; ``best_epoch`` is -1 before a validation.
-    """
-
-    stage: int = 0
-    epoch: int = 0
-    best_score: float | None = None
-    best_epoch: int = -1
-    cur_step: int = 0
-    stopped: bool = False
-    history: list = field(default_factory=list)
-    seconds: float = 0.0
 
 
 class StagedTrainer(Guard, Trainer):
@@ -167,7 +155,7 @@ class StagedTrainer(Guard, Trainer):
     def _finish_stage(self, number: int) -> None:
         if self.best is not None:
             self.model.load_state_dict(self.best["weights"])
-            self.model.load_other_parameter(self.best["other_parameter"])
+            load_other_parameters(self.model, self.best["other_parameter"])
             self.best = None
         kept = self.progress
         self.progress = Progress(stage=number + 1, best_score=kept.best_score,
@@ -280,22 +268,25 @@ class StagedTrainer(Guard, Trainer):
     def _restore(self) -> dict:
         path = Path(self.saved_model_file)
         state = load_checkpoint(path, self.config, self.model)
-        self.progress = Progress(**state["progress"])
-        self.best = state["best"]
-        self.best_valid_result = state["best_valid_result"]
-        self.stepper.scaler.load_state_dict(state["scaler"])
+        with restoring(path):
+            self.progress = Progress.of(state["progress"])
+            self.best, self.best_valid_result = state["best"], state["best_valid_result"]
+            if self.best is not None:
+                check_form("best", self.best["weights"], self.model.state_dict())
+            self.stepper.scaler.load_state_dict(state["scaler"])
+            set_random_state(state["random"])
         if self.verbose:
             message = f"resumed from {path}: stage {self.progress.stage}, epoch {self.progress.epoch}"
             self.logger.info(set_color(message, "green"))
-        set_random_state(state["random"])
         return state
 
     def _restore_inside_stage(self, state: dict, loader) -> None:
         if self.progress.epoch == 0:
             return  # Saved between two stages: this one starts by its own seed.
-        for name, optimizer in (state["optimizers"] or {}).items():
-            getattr(self, name).load_state_dict(optimizer)
-        set_random_state(state["random"], loader)
+        with restoring(Path(self.saved_model_file)):
+            for name, optimizer in (state["optimizers"] or {}).items():
+                load_optimizer(getattr(self, name), optimizer)
+            set_random_state(state["random"], loader)
 
     def _build_optimizer(self, **kwargs):
         parameters = list(kwargs.pop("params", self.model.parameters()))

@@ -79,6 +79,7 @@ def test_a_sweep_varies_one_key(write_comparison):
     ({"tune": {"space": {"MF": {}}}}, "space: there is none for CMF"),
     ({"tune": {"space": {"MF": {}, "CMF": {}, "FM": {}}}}, "'FM' is no model"),
     ({"tune": {"space": {"MF": {"reg_weight": 1}, "CMF": {}}}}, "reg_weight: needs a list or"),
+    ({"tune": {"space": {"MF": {"reg_weight": []}, "CMF": {}}}}, "reg_weight: needs one choice or more"),
     ({"tune": {"space": {"MF": {"reg_weight": {"low": 2, "high": 1}}, "CMF": {}}}}, "low below high"),
     ({"tune": {"space": {"MF": {"reg_weight": {"low": 0, "high": 1, "log": True}}, "CMF": {}}}},
      "starts above 0"),

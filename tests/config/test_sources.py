@@ -139,3 +139,28 @@ def test_merged_mappings_may_be_overridden(tmp_path):
     path = tmp_path / "merged.yaml"
     path.write_text("a: &a {x: 1, y: 2}\nb: &b {<<: *a, x: 3}\nc: {<<: *b, y: 4}\n")
     assert read_yaml(path) == {"a": {"x": 1, "y": 2}, "b": {"x": 3, "y": 2}, "c": {"x": 3, "y": 4}}
+
+
+BOMB = "\n".join(["b0: &b0 [x]", *(f"b{n}: &b{n} [{', '.join([f'*b{n - 1}'] * 10)}]" for n in range(1, 10))])
+MERGES = "\n".join(["b0: &b0 {x: 1}",
+                    *(f"b{n}: &b{n} {{<<: [{', '.join([f'*b{n - 1}'] * 10)}]}}" for n in range(1, 10))])
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    (BOMB, "holds 2,345,679,022 values in 12 levels"), (MERGES, "values in"),
+    ("a: &a [1, *a]", "in what it names"), ("a: &a {b: *a}", "in what it names"),
+    ("a: " + "[" * 60 + "]" * 60, "in 61 levels"), ("a: " + "[" * 5000, ""), ("a: !!bool x", ""),
+    ("a: !!int x", ""), ("a: !!timestamp x", ""), ("a: !!int ''", "")])
+def test_what_no_configuration_is(text, message, tmp_path):
+    """Values without end could not be copied, shown or saved."""
+    path = tmp_path / "a.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=rf"(?s)a\.yaml: is not valid YAML: .*{message}"):
+        read_yaml(path)
+    value = text.partition(": ")[2]
+    assert parse_value(value) == value or isinstance(parse_value(value), (list, dict))
+
+
+def test_a_key_of_many_dots():
+    with pytest.raises(ConfigError, match="has more than 50 dots"):
+        parse_overrides([f"--{'a.' * 2000}b=1"])

@@ -67,6 +67,15 @@ def test_other_encodings_and_separators(write, encoding, separator):
         read_atomic(path, None, IDS, separator, encoding)
 
 
+@pytest.mark.parametrize("tokens", [["007", "7", "08"], ["1", "1.0", "01"], ["True", "true"], ["1e5", "-0"]])
+def test_categories_are_the_tokens_as_they_stand_there(write, tokens):
+    """Also where all of them look like numbers: "7" and "007" are two users."""
+    frame = read_atomic(write(table(*[f"{token}\t{token}\t4\tx" for token in tokens])), None, IDS,
+                        categories=("user_id", "item_id"))
+    for name in ("user_id", "item_id"):
+        assert frame[name].tolist() == tokens and sorted(frame[name].cat.categories) == sorted(tokens)
+
+
 def test_only_wanted_columns_come(write):
     frame = read_atomic(write(table("u\ti\t4\tx")), {"user_id", "item_id"}, {"user_id", "item_id"})
     assert list(frame) == ["user_id", "item_id"]

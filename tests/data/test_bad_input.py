@@ -178,6 +178,22 @@ def test_keys_that_the_data_cannot_meet(refused, words, expected):
     assert expected in refused(*words)
 
 
+@pytest.mark.parametrize(("header", "rows", "expected"), [
+    ("user_id:token\tage:token", ["u000\t3"], None),
+    ("id:token\tage:token", ["u000\t3"], "tgt.user: the column 'user_id' is not loaded"),
+    ("user_id:token\tage:float_seq", ["u000\t3 4", "u001\t3 x4"], "tgt.user, line 3: age: could not convert"),
+])
+def test_faults_of_a_file_of_users(refused, run_words, pair, header, rows, expected):
+    (pair.target.parent / "tgt.user").write_text("\n".join([header, *rows]) + "\n")
+    words = ["--target_domain.load_col={inter: [user_id, item_id, rating, timestamp], user: [user_id, age]}",
+             "--target_domain.filter_inter_by_user_or_item=False"]
+    if expected is None:
+        status, text = run_words(*words)
+        assert status == 0, text
+    else:
+        assert expected in refused(*words)
+
+
 def test_a_file_that_is_not_utf8(refused, run_words, pair):
     text = pair.target.read_text().replace(pair.rows[0][1], "café")
     pair.target.write_bytes(text.encode("latin-1"))
@@ -255,6 +271,16 @@ def test_words_that_pandas_takes_for_missing_are_tokens(pair, tiny_config):
     (["--valid_metric=ranking_labeled.Hit@10"], "valid_metric: 'ranking_labeled.Hit@10'"),
     (["--labeled_gain=square"], "labeled_gain: 'square' is not known"),
     (["--source_domain=src"], "source_domain: needs a mapping with the key 'dataset', not 'src'"),
+    (["--load_col=3"], "load_col: 3 names no columns"),
+    (["--load_col.inter=3"], "load_col: {'inter': 3} names no columns"),
+    (["--load_col.item=[1]"], "names no columns"),
+    (["--source_domain.load_col={item: [item_id]}"], "source_domain: load_col: {'item': ['item_id']} "),
+    (["--discretization=[a]"], "discretization: ['a'] is a list, expected dict"),
+    (["--eval_passes=True"], "eval_passes: True is a bool, expected str or list"),
+    (["--eval_args=RO"], "eval_args: 'RO' is a str, expected dict"),
+    (["--topk={1}"], "topk: {1: None} is no length of a ranking"),
+    (["--transform=mask"], "transform: There is no transform named 'mask'"),
+    ([f"--dataset={'x' * 300}"], "is no name of a folder"),
     (["--source_domain=5"], "source_domain: needs a mapping with the key 'dataset', not 5"),
     (["--config=none.yaml"], "--config: there is no file none.yaml"),
 ])

@@ -164,6 +164,14 @@ def test_truncated_matrix(stored, size):
         reopen(stored)
 
 
+@pytest.mark.parametrize("header", ["{'descr': '<f4', 'shape': (6,", "{'descr': ('<f4", "{", "3", "'"])
+def test_a_matrix_whose_header_does_not_end(stored, header):
+    length = len(header).to_bytes(2, "little")
+    path_of(stored, "npy").write_bytes(b"\x93NUMPY\x01\0" + length + header.encode())
+    with pytest.raises(FeatureError, match=r"\.npy: not a complete \.npy matrix"):
+        reopen(stored)
+
+
 def test_matrix_with_a_tail(stored):
     with path_of(stored, "npy").open("ab") as file:
         file.write(b"0")
@@ -209,7 +217,8 @@ def test_manifest_that_does_not_match(stored, changes, message):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("{", "not a JSON file"), ("[]", "JSON object, not list"), ('{"rows": 6}', "lacks .*sha256")],
+    [("{", "not a JSON file"), ("[]", "JSON object, not list"), ('{"rows": 6}', "lacks .*sha256"),
+     ("[" * 100_000, "not a JSON file")],
 )
 def test_unusable_manifest(stored, text, message):
     path_of(stored, "json").write_text(text)

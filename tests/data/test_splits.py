@@ -261,3 +261,18 @@ def test_a_saved_split_with_an_array_missing_or_of_objects(tmp_path):
 def test_a_missing_saved_split(tmp_path):
     with pytest.raises(DataError, match=r"split_file: there is no file .*none\.npz"):
         SavedSplit.load(tmp_path / "none.npz")
+
+
+@pytest.mark.parametrize("changes", [
+    {"protocol": "x"}, {"protocol": np.array(["ratio"])}, {"user": np.array(["a"])},
+    {"part": np.array([7, 2, 1])}, {"part": np.array(["a", "b", "c"])}, {"part": np.array([[1], [2], [1]])},
+    {"linked": np.array([1.5])}, {"item": np.zeros(3, dtype=[("a", "i4")])}, {"source_user": np.array(["a"])},
+    {"linked": np.array("a")}])
+def test_a_saved_split_whose_arrays_do_not_belong_together(tmp_path, changes):
+    path = tmp_path / "split.npz"
+    saved().save(path)
+    with np.load(path) as file:
+        arrays = {name: file[name] for name in file.files}
+    np.savez(path, **{**arrays, **changes})
+    with pytest.raises(DataError, match=r"split_file: .*split\.npz is not a saved split \("):
+        SavedSplit.load(path)

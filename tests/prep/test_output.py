@@ -121,7 +121,11 @@ def test_a_record_that_is_no_json_is_none(tmp_path):
     folder = write_dataset(tmp_path / "toy", {"inter": INTER}, {})
     (folder / "toy.prep.json").write_text("{")
     assert read_record(folder) is None
-    (folder / "toy.prep.json").write_text(json.dumps([1]))
+    for other in ([1], {"files": 3}, {"files": {"../x": {}}}, {"features": {"": {}}}, {"features": [1]},
+                  {"files": {"x" * 300: {}}}):
+        (folder / "toy.prep.json").write_text(json.dumps(other))
+        assert read_record(folder) is None
+    (folder / "toy.prep.json").write_text("[" * 100_000)
     assert read_record(folder) is None
 
 

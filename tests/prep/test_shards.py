@@ -289,6 +289,33 @@ def test_a_damaged_shard_is_named(folder, monkeypatch):
     check(encode(folder, "slow", shard_size=SHARD).feature, folder)
 
 
+@pytest.mark.parametrize("content", [b"", b"\xff", b"[]", b"null", b"[" * 100_000])
+def test_a_damaged_plan_is_named(folder, monkeypatch, content):
+    interrupted(monkeypatch, after=4)
+    with pytest.raises(Interrupted):
+        encode(folder, "slow", shard_size=SHARD)
+    monkeypatch.undo()
+    (folder / ".toy.slow.shards" / "plan.json").write_bytes(content)
+    with pytest.raises(DataError, match=r"plan\.json: is damaged .*; delete the folder"):
+        encode(folder, "slow", shard_size=SHARD)
+
+
+@pytest.mark.parametrize("changes", [
+    {"rows": np.array([0, 1])}, {"rows": np.array(3)}, {"matrix": np.zeros(3)}, {"cut": np.array([1, 2])},
+    {"left_out": np.array([99_999])}, {"reasons": np.array(["a", "b"])}, {"matrix": np.zeros((10, 7))}])
+def test_a_shard_whose_arrays_do_not_belong_together(folder, monkeypatch, changes):
+    interrupted(monkeypatch, after=4)
+    with pytest.raises(Interrupted):
+        encode(folder, "slow", shard_size=SHARD)
+    monkeypatch.undo()
+    shard = folder / ".toy.slow.shards" / "00001.npz"
+    with np.load(shard) as file:
+        arrays = {name: file[name] for name in file.files}
+    np.savez(shard, **{**arrays, **changes})
+    with pytest.raises(DataError, match=r"00001\.npz: .*delete it"):
+        encode(folder, "slow", shard_size=SHARD)
+
+
 def test_numbers_that_float16_cannot_hold(folder):
     feature = encode(folder, "slow", store="float16", modality="half").feature
     assert feature.matrix.dtype == np.float16

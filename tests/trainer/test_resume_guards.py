@@ -1,10 +1,12 @@
 """What a resumed run may not change: configuration, split, data."""
 
 import pytest
+import torch
 from running import Killed
 
-from recbole_mmdiff.errors import ConfigError, DataError
+from recbole_mmdiff.errors import CheckpointError, ConfigError, DataError
 from recbole_mmdiff.quick_start import run
+from recbole_mmdiff.storage import load_plain, save_plain
 from recbole_mmdiff.trainer import StagedTrainer
 
 
@@ -49,4 +51,32 @@ def test_other_data_are_refused(killed, tmp_path):
     lines = path.read_text().splitlines()
     path.write_text("\n".join([lines[0], *lines[200:]]) + "\n")
     with pytest.raises(DataError, match="--resume: the data no longer give the split"):
+        run(resume=killed)
+
+
+def spoiled(state, keys, value):
+    """A state with another value at a place, or without the place."""
+    for key in keys[:-1]:
+        state = state[key]
+    if value is None:
+        del state[keys[-1]]
+    else:
+        state[keys[-1]] = value
+
+
+@pytest.mark.parametrize(("keys", "value"), [
+    (["state_dict"], None), (["model"], None), (["state_dict"], {"x": 1}), (["other_parameter"], {"to": 3}),
+    (["numbers", "epoch"], "x"), (["progress", "epoch"], "1"), (["progress", "stage"], -1),
+    (["progress", "best_score"], "x"), (["progress"], {"what": 1}), (["progress", "history"], [{}]),
+    (["best_valid_result"], None), (["random", "torch"], None), (["random", "torch"], torch.zeros(3)),
+    (["random", "numpy"], 3), (["best", "weights"], {}), (["optimizers"], {"x": {}}),
+    (["optimizers", "optimizer", "param_groups", 0, "lr"], "x"),
+    (["optimizers", "optimizer", "param_groups", 0, "betas"], 3),
+    (["optimizers", "optimizer", "state", 0, "exp_avg"], 3.0),
+    (["optimizers", "optimizer", "state", 0, "exp_avg"], torch.zeros(1, 2))])
+def test_a_checkpoint_of_another_form_is_refused(killed, keys, value):
+    state = load_plain(killed / "checkpoint.pth")
+    spoiled(state, keys, value)
+    save_plain(state, killed / "checkpoint.pth")
+    with pytest.raises(CheckpointError, match=r"checkpoint\.pth: "):
         run(resume=killed)
