@@ -60,7 +60,7 @@ FACTORISATIONS = [("source", {BASES[0]}), ("target", {BASES[1]})]
     ({"use_diffusion": False, "joint": True}, [
         *FACTORISATIONS, ("features", {TARGET, ITEMS, HEAD, *PROFILES}),
         ("transfer", {SOURCE, ITEMS, HEAD})]),
-], ids=str)
+], ids=lambda value: str(value) if isinstance(value, dict) else "stages")
 def test_what_a_stage_changes(keys, expected, changes):
     """The target's perceptron is not moved by the diffusion, which has x_0 from it: only ratings of users
     who are not transferred move it, and a shared one as that of the source."""
