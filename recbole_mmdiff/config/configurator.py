@@ -199,6 +199,10 @@ class Config(RecBoleConfig):
             final["gpu_id"] = own_gpu(final["gpu_id"], "gpu_id" in self.origin)
         super()._init_device()
 
+    def _set_train_neg_sample_args(self):
+        with _refused_by_recbole():
+            super()._set_train_neg_sample_args()
+
     def _set_eval_neg_sample_args(self, phase):
         with _refused_by_recbole():
             super()._set_eval_neg_sample_args(phase)

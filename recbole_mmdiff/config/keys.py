@@ -20,6 +20,8 @@ _COMPOSED = {"alias_of_user_id", "alias_of_item_id", "alias_of_entity_id", "alia
 _RUN = {"model", "dataset", "config_files"}
 # RecBole takes several types for these.
 _FLEXIBLE = {"gpu_id", "topk", "metrics", "train_neg_sample_args", "load_col"}
+# RecBole cannot do without a value of these.
+_NEEDED = {"learner", "learning_rate", "epochs", "train_batch_size", "eval_step", "stopping_step", "seed"}
 # Of keys whose default is nothing.
 _LIST, _DICT = (list, tuple), (dict,)
 _UNSET = {
@@ -104,7 +106,7 @@ def check_types(given: dict, defaults: dict, origin: dict[str, str], ours: set[s
     """
     for key, value in given.items():
         default = defaults.get(key)
-        if value is None and key in ours and isinstance(default, (bool, int, float, str)):
+        if value is None and (key in ours or key in _NEEDED) and isinstance(default, (bool, int, float, str)):
             raise ConfigError(f"{origin.get(key, 'config_dict')}: {key}: has no value "
                               f"(default: {default!r})")
         if value is None or key in _FLEXIBLE or (default is None and key not in _UNSET):

@@ -78,12 +78,11 @@ def read_atomic(path: Path, wanted: set[str] | None, required: set[str], separat
         raise _not_text(path, encoding, error) from error
     except ValueError as error:
         text = pd.read_csv(io.BytesIO(content), dtype=str, encoding_errors="replace", **options)
-        text.index = lines[:len(text)]
+        _check_lines(path, text, lines)
+        text.index = lines
         _blame_number(path, text, [c.name for c in chosen if c.ftype == FeatureType.FLOAT])
         raise DataError(f"{path}: {error}") from error
-    if len(frame) != len(lines):
-        raise DataError(f"{path}: a cell holds a carriage return (\\r), which breaks its line in "
-                        f"two; remove it")
+    _check_lines(path, frame, lines)
     # Where blank lines were skipped the index still tells the line.
     if len(lines) and lines[-1] != len(lines) - 1:
         frame.index = lines
@@ -126,6 +125,12 @@ def _check_width(path: Path, content: bytes, width: int, separator: str,
         raise DataError(f"{path}, line {number + 1}: has {fields[number]} fields, the header has "
                         f"{width}; the line is {line[:80]!r}")
     return np.flatnonzero(~blank)[1:] - 1
+
+
+def _check_lines(path: Path, frame: pd.DataFrame, lines: np.ndarray) -> None:
+    if len(frame) != len(lines):
+        raise DataError(f"{path}: a cell holds a carriage return (\\r), which breaks its line in "
+                        f"two; remove it")
 
 
 def _blame_number(path: Path, frame: pd.DataFrame, floats: list[str]) -> None:

@@ -112,6 +112,7 @@ def test_strange_line_separators_belong_to_the_cell(write):
     (["u\ti\t4\tx", "", "", "v\tj\tfive\tx"], "line 5: rating is 'five'"),
     (["", "u\ti\t4\tx", "v\tj\t\tx"], "line 4: rating is empty"),
     (["u\ti\t4\tx\ry", "v\tj\t3\tx"], "carriage return"),
+    (["u\ti\tfour\tx\ry", "v\tj\t3\tx"], "carriage return"),
 ])
 @pytest.mark.parametrize("end", ["\n", "\r\n"], ids=["unix", "windows"])
 def test_faults_are_named_with_their_line(write, lines, message, end):

@@ -279,6 +279,8 @@ def test_words_that_pandas_takes_for_missing_are_tokens(pair, tiny_config):
     (["--eval_passes=True"], "eval_passes: True is a bool, expected str or list"),
     (["--eval_args=RO"], "eval_args: 'RO' is a str, expected dict"),
     (["--topk={1}"], "topk: {1: None} is no length of a ranking"),
+    (["--learner=null"], "learner: has no value (default: 'adam')"),
+    (["--train_neg_sample_args.distribution=[a]"], "RecBole refuses the configuration: The distribution"),
     (["--transform=mask"], "transform: There is no transform named 'mask'"),
     ([f"--dataset={'x' * 300}"], "is no name of a folder"),
     (["--source_domain=5"], "source_domain: needs a mapping with the key 'dataset', not 5"),

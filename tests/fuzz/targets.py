@@ -341,7 +341,7 @@ TARGETS = [
                     "run/data/kept.json": "json", "run/data/links.tsv": "table", **_KEPT},
            _make_run, _read_run, "/run/"),
     Target("resumed runs", {"killed/checkpoint.pth": "state", "killed/split.npz": "npz",
-                            "killed/config.yaml": "yaml"}, _make_killed, _read_killed, "/run/"),
+                            "killed/config.yaml": "yaml"}, _make_killed, _read_killed, "/(run|data)/"),
     Target("new users", {"new.inter": "table", "new.csv": "text"}, _make_new_users, _ReadNewUsers()),
     Target("results", {"plan.json": "json", "cells/1/metrics.json": "json", "cells/1/cell.json": "json",
                        "cells/1/per_user.npz": "npz", "cells/2/error.json": "json"},
