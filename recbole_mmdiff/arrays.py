@@ -27,6 +27,14 @@ def read_arrays(path: str | PathLike, prefix: str = "") -> dict[str, np.ndarray]
     except UNREADABLE as error:
         raise ValueError(str(error) or type(error).__name__) from error
     for name, array in arrays.items():      # A member that is no .npy comes as bytes.
-        if not isinstance(array, np.ndarray):
-            raise ValueError(f"{name} is no array")
+        if not isinstance(array, np.ndarray) or not _is_text_or_none(array):
+            raise ValueError(f"{name} is no array of numbers or text")
     return arrays
+
+
+def _is_text_or_none(array: np.ndarray) -> bool:
+    """Whether numpy, which checks no letters, can make strings of a text array; True for all others."""
+    if array.dtype.kind != "U" or not array.dtype.itemsize:
+        return True
+    letters = np.ascontiguousarray(array, array.dtype.newbyteorder("=")).reshape(-1).view(np.uint32)
+    return not ((letters > 0x10FFFF) | ((letters >= 0xD800) & (letters <= 0xDFFF))).any()

@@ -258,6 +258,20 @@ def test_a_saved_split_with_an_array_missing_or_of_objects(tmp_path):
         SavedSplit.load(path)
 
 
+@pytest.mark.parametrize("letter", [0x110000, 2**32 - 1, 0xD800])
+@pytest.mark.parametrize("kind", ["<u4", ">u4"])
+def test_a_saved_split_of_letters_that_are_none(tmp_path, letter, kind):
+    """Python ends in a SystemError when it makes a string of them."""
+    path = tmp_path / "split.npz"
+    saved().save(path)
+    with np.load(path) as file:
+        arrays = {name: file[name] for name in file.files}
+    user = np.array([97, letter, 98], dtype=kind).view(f"{kind[0]}U1")
+    np.savez(path, **{**arrays, "user": user})
+    with pytest.raises(DataError, match="is not a saved split .user is no array of numbers or text"):
+        SavedSplit.load(path)
+
+
 def test_a_missing_saved_split(tmp_path):
     with pytest.raises(DataError, match=r"split_file: there is no file .*none\.npz"):
         SavedSplit.load(tmp_path / "none.npz")
