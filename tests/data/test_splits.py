@@ -268,7 +268,7 @@ def test_a_saved_split_of_letters_that_are_none(tmp_path, letter, kind):
         arrays = {name: file[name] for name in file.files}
     user = np.array([97, letter, 98], dtype=kind).view(f"{kind[0]}U1")
     np.savez(path, **{**arrays, "user": user})
-    with pytest.raises(DataError, match="is not a saved split .user is no array of numbers or text"):
+    with pytest.raises(DataError, match=r"is not a saved split \(user is no array of numbers or text"):
         SavedSplit.load(path)
 
 
