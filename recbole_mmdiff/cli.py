@@ -85,7 +85,8 @@ def main(words: list[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except TOLD as error:
-        where = f" of process {os.environ['RANK']}" if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""
+        several = int(os.environ.get("WORLD_SIZE", 1)) > 1
+        where = f" of process {os.environ.get('RANK', '?')}" if several else ""
         print(f"error{where}: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:     # The reader of a pipe, head say, has seen enough.

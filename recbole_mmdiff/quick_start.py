@@ -293,7 +293,8 @@ def load_run(folder: str | Path, checkpoint: str | Path | None = None,
             raise ConfigError(f"{folder} holds a run that is not finished: there is no {name}; go on with it "
                               f"first (--resume={folder})")
     kept = {} if "data_path" in overrides else kept_keys(folder, read_yaml(saved))
-    config = Config(config_file_list=[saved], overrides=merge(kept, overrides))
+    alone = {"nproc": 1, "world_size": -1, "group_offset": 0}
+    config = Config(config_file_list=[saved], overrides=merge(merge(kept, alone), overrides))
     if kept:
         check_kept(folder)
     try:

@@ -14,7 +14,7 @@ from recbole_mmdiff import distributed
 from recbole_mmdiff.config.defaults import domain_pairs, paper_form, read_defaults
 from recbole_mmdiff.config.evaluation import check_topk, separate_metrics, settle_evaluation
 from recbole_mmdiff.config.keys import check_columns, check_known, check_types, model_keys, recbole_keys
-from recbole_mmdiff.config.processes import own_gpu, settle_processes
+from recbole_mmdiff.config.processes import own_gpu, settle_processes, show_all_gpus
 from recbole_mmdiff.config.sources import Loader, merge, parse_value, read_yaml
 from recbole_mmdiff.errors import ConfigError
 from recbole_mmdiff.files import is_plain_name, write_atomically
@@ -172,7 +172,9 @@ class Config(RecBoleConfig):
         self.data_root = final["data_path"]
         self._settle_domains()
         final["model"], final["dataset"] = self.model, self.dataset
-        self.run_dict = {key: value for key, value in final.items() if key != "MODEL_TYPE"}
+        # A GPU that nobody chose is no choice for who resumes the run, perhaps on several.
+        left_out = {"MODEL_TYPE"} | {"gpu_id"} - self.origin.keys()
+        self.run_dict = {key: value for key, value in final.items() if key not in left_out}
         self.run_dict = _with_absolute_paths(self.run_dict)
         if final["split_seed"] is None:
             final["split_seed"] = final["seed"]
@@ -198,6 +200,8 @@ class Config(RecBoleConfig):
         elif distributed.launched() > 1:
             final["gpu_id"] = own_gpu(final["gpu_id"], "gpu_id" in self.origin)
         super()._init_device()
+        if final["world_size"] > 1 == distributed.launched():
+            show_all_gpus()     # Each of the processes takes its own.
 
     def _set_train_neg_sample_args(self):
         with _refused_by_recbole():

@@ -1,11 +1,16 @@
 """The keys of a run on several processes, which are RecBole's."""
 
+import os
 import socket
 
 import torch
 
 from recbole_mmdiff import distributed
 from recbole_mmdiff.errors import ConfigError, at_least
+
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
+#: the GPUs that were given to this process; RecBole's configuration puts gpu_id in their place
+_GIVEN = os.environ.get(_VISIBLE)
 
 
 def settle_processes(final: dict) -> None:
@@ -39,17 +44,28 @@ def environment(config) -> dict[str, str]:
             "LOCAL_WORLD_SIZE": str(config["nproc"])}
 
 
+def show_all_gpus() -> None:
+    """Let this process, and those that it starts, choose among all GPUs that were given to it."""
+    if _GIVEN is None:
+        os.environ.pop(_VISIBLE, None)
+    else:
+        os.environ[_VISIBLE] = _GIVEN
+
+
 def own_gpu(gpu_id, chosen: bool) -> str:
-    """The GPU of this process: of those that were chosen by hand, or of all that there are; none on CPU.
+    """The GPU of this process: of those that were chosen by hand, or of all that were given; none on CPU.
 
     Raises:
         ConfigError: there are fewer than processes on this machine.
     """
+    if torch.cuda.is_initialized():     # By an earlier run of this process: what is visible cannot change.
+        return os.environ[_VISIBLE]
+    show_all_gpus()
     there, needed = torch.cuda.device_count(), distributed.local_size()
     listed = [part.strip() for part in str(gpu_id).strip("()").split(",") if part.strip()]
     if not there or (chosen and not listed):
         return ""
-    ids = listed if chosen else [str(number) for number in range(there)]
+    ids = listed if chosen else _GIVEN.split(",") if _GIVEN else [str(number) for number in range(there)]
     if len(ids) < needed:
         raise ConfigError(f"gpu_id: {needed} processes on this machine have {len(ids)} GPUs {ids}; "
                           f"start as many as GPUs, or write gpu_id: '' for the CPU")

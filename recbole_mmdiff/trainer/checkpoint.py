@@ -106,7 +106,8 @@ def set_random_state(state: dict, loader=None) -> None:
     np.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"].cpu())
     if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([part.cpu() for part in state["cuda"]])
+        there = torch.cuda.device_count()   # Fewer, perhaps, than where it was saved.
+        torch.cuda.set_rng_state_all([part.cpu() for part in state["cuda"][:there]])
     if "loader" in state and loader is not None:
         loader.generator.set_state(state["loader"].cpu())
 

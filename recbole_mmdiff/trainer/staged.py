@@ -84,7 +84,7 @@ class StagedTrainer(Guard, Trainer):
             the best validation score and its results, as RecBole's Trainer.
         """
         self.parts, self.verbose, self.saved = parts, verbose, saved and distributed.is_first()
-        self.show_progress = bool(show_progress) and sys.stderr.isatty()
+        self.show_progress = bool(show_progress) and sys.stderr.isatty() and distributed.is_first()
         self.callback = callback_fn
         stages = self._declared_stages()
         state = self._restore() if resume else None
@@ -217,7 +217,8 @@ class StagedTrainer(Guard, Trainer):
         except TrainingError as error:
             raise TrainingError(f"{error}, after epoch {epoch} of stage {stage.name!r}, though its weights "
                                 f"are finite: look at the features{self._way_on(epoch)}") from error
-        progress = self.progress
+        # All stop in one epoch, though machines may differ in the last digit.
+        score, progress = float(distributed.from_first(str(float(score)))), self.progress
         worst = float("-inf") if self.valid_metric_bigger else float("inf")
         best = worst if progress.best_score is None else progress.best_score
         progress.best_score, progress.cur_step, progress.stopped, improved = early_stopping(

@@ -92,6 +92,14 @@ def pieces(folder: str) -> None:
         save(found, folder, "pieces")
 
 
+def fail_in_one() -> None:
+    """The second process fails with what nobody expected, while the first waits for it."""
+    with distributed.joined(CPU):
+        if distributed.rank() == 1:
+            raise KeyError("nobody expected")
+        distributed.gathered(torch.zeros(1), 2)
+
+
 def lose_one(folder: str) -> None:
     """The second process is killed while the first waits for it."""
     with distributed.joined(CPU):

@@ -1,9 +1,11 @@
 """Two processes over gloo against one: the same losses, weights and metrics."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import several
@@ -11,14 +13,15 @@ import torch
 import yaml
 from running import CROSS_MODELS, FINETUNED_MODELS, RANKING_MODELS, SINGLE, Killed, write_item_features
 
-from recbole_mmdiff import distributed
-from recbole_mmdiff.config import Config
+from recbole_mmdiff import cli, distributed
+from recbole_mmdiff.config import Config, processes
 from recbole_mmdiff.config.processes import environment
 from recbole_mmdiff.errors import ConfigError, ProcessError
-from recbole_mmdiff.launching import run_processes
+from recbole_mmdiff.launching import _cause, run_processes
 from recbole_mmdiff.quick_start import run
 from recbole_mmdiff.storage import load_plain
 from recbole_mmdiff.trainer import StagedTrainer
+from recbole_mmdiff.trainer.checkpoint import random_state, set_random_state
 
 ROOT = Path(__file__).resolve().parents[2]
 #: the systems of the papers, each with all of its stages
@@ -227,6 +230,27 @@ def test_a_dead_process_ends_the_others_who_say_so(tmp_path):
         two(several.lose_one, folder=str(tmp_path))
 
 
+def test_what_one_process_fails_with_is_shown():
+    """Though the other, which lost it, may end first."""
+    with pytest.raises(RuntimeError, match=r"in process 1:\nTraceback(.*\n)+KeyError: 'nobody expected'"):
+        two(several.fail_in_one)
+
+
+@pytest.mark.parametrize(("said", "codes", "told"), [
+    ([(ProcessError, "lost"), (ConfigError, "mistake")], (2, 2), (ConfigError, "mistake")),
+    ([(ProcessError, "lost")], (2, -9), (ProcessError, "process 5 of the run was ended by SIGKILL")),
+    ([(ProcessError, "lost")], (2, -15), (ProcessError, "lost")),
+    ([], (-15, 0), (ProcessError, "process 4 of the run was ended by SIGTERM")),
+    ([(RuntimeError, "bug"), (ConfigError, "mistake")], (1, 2), (ConfigError, "mistake")),
+])
+def test_the_cause_is_told_whichever_process_ends_first(said, codes, told):
+    said = list(said)
+    queue = SimpleNamespace(empty=lambda: not said, get=lambda: said.pop(0))
+    cause = _cause(queue, codes, offset=4)
+    assert type(cause) is told[0]
+    assert str(cause).startswith(told[1])
+
+
 def test_who_waits_for_a_dead_process_says_so(tmp_path, monkeypatch):
     """As under a launcher that does not end the others itself."""
     def broken(*_, **__):
@@ -267,9 +291,79 @@ def test_each_process_has_a_gpu(tiny_config, monkeypatch, chosen, there, rank, g
     assert Config(config_dict=tiny_config("BPR", **keys))["gpu_id"] == gpu
 
 
+def test_the_gpus_that_were_given_are_dealt_out(tiny_config, monkeypatch):
+    """A scheduler names them; an earlier configuration of the process has put one in their place."""
+    for name, value in {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "RANK": 1, "LOCAL_RANK": 1}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4")
+    monkeypatch.setattr(processes, "_GIVEN", "4,5")
+    monkeypatch.setattr(torch.cuda, "device_count",
+                        lambda: len(os.environ["CUDA_VISIBLE_DEVICES"].split(",")))
+    for _ in range(2):
+        assert Config(config_dict=tiny_config("BPR", use_gpu=True))["gpu_id"] == "5"
+
+
+def test_nproc_leaves_the_gpus_to_its_processes(tiny_config, monkeypatch):
+    """One that was chosen by default here would be all that they see."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(processes, "_GIVEN", None)
+    Config(config_dict=tiny_config("BPR", nproc=2, use_gpu=True))
+    assert "CUDA_VISIBLE_DEVICES" not in os.environ
+
+
+def test_a_machine_with_fewer_gpus_goes_on(monkeypatch):
+    states, found = torch.arange(6, dtype=torch.uint8).view(3, 2), []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_rng_state_all", found.extend)
+    monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: list(states))
+    set_random_state(random_state())
+    assert [state.tolist() for state in found] == [[0, 1]]
+
+
+@pytest.mark.parametrize("keys", [{}, {"gpu_id": 1}])
+def test_a_gpu_that_nobody_chose_is_not_saved(tiny_config, tmp_path, keys):
+    """Else all processes of a resumed run would have to share it."""
+    config = Config(config_dict=tiny_config("BPR", **keys))
+    config.save(tmp_path / "config.yaml")
+    again = Config(config_file_list=[tmp_path / "config.yaml"])
+    assert again.plain_run_dict().get("gpu_id") == keys.get("gpu_id")
+    assert ("gpu_id" in again.origin) == bool(keys)
+
+
 def test_more_processes_than_gpus(tiny_config, monkeypatch):
     for name, value in {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "RANK": 0, "LOCAL_RANK": 0}.items():
         monkeypatch.setenv(name, str(value))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(ConfigError, match=r"gpu_id: 2 processes on this machine have 1 GPUs"):
         Config(config_dict=tiny_config("BPR", use_gpu=True))
+
+
+def test_all_stop_by_the_first_ones_score(tiny_config, tmp_path, monkeypatch):
+    """Machines may differ in the last digit, and one that stops alone leaves the others waiting."""
+    monkeypatch.setattr(distributed, "from_first", lambda text: text if os.sep in text else "7.5")
+    made = run(config_dict=tiny_config("MF", epochs=1), output=tmp_path / "run", console=False)
+    assert made.metrics["history"][-1]["valid_score"] == 7.5
+
+
+def test_the_first_alone_shows_progress(tiny_config, tmp_path, monkeypatch):
+    shown, fit = [], StagedTrainer.fit
+
+    def fit_as_both(trainer, *args, **keywords):
+        for first in (False, True):
+            with monkeypatch.context() as patch:
+                patch.setattr(distributed, "is_first", lambda first=first: first)
+                fit(trainer, *args, **keywords)
+            shown.append(trainer.show_progress)
+
+    monkeypatch.setattr(StagedTrainer, "fit", fit_as_both)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    run(config_dict=tiny_config("MF", epochs=1, show_progress=True), output=tmp_path / "run", console=False)
+    assert shown == [False, True]
+
+
+def test_a_launcher_that_gives_no_number(monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("RANK", raising=False)
+    assert cli.main(["run", "--model=Nonesuch"]) == 2
+    assert "error of process ?: model: there is no model 'Nonesuch'" in capsys.readouterr().err
