@@ -134,6 +134,7 @@ class StagedTrainer(Guard, Trainer):
             stage.prepare()
         if state is not None:
             self._restore_inside_stage(state, loader)
+        distributed.same_weights(self.model)    # Machines may differ in the last digit.
         if self.progress.epoch == 0:
             self._begin_stage(stage)
         while self.progress.epoch < stage.epochs and not self.progress.stopped:
@@ -168,7 +169,6 @@ class StagedTrainer(Guard, Trainer):
     def _run_epoch(self, stage: Stage, loader) -> None:
         epoch, started = self.progress.epoch, perf_counter()
         self.model.epoch = epoch
-        distributed.same_weights(self.model)    # Machines may differ in the last digit.
         if self.staged:
             with self._watched(epoch), distributed.working_together():
                 loss = self._train_stage_epoch(stage, loader, epoch)
@@ -180,6 +180,7 @@ class StagedTrainer(Guard, Trainer):
                  # RecBole's loader of knowledge graphs does not tell.
                  "samples": getattr(loader, "sample_size", len(self.parts.train)),
                  "seconds": perf_counter() - started}
+        distributed.same_weights(self.model)    # Batch norms of RecBole's models have seen other rows.
         self.progress.epoch += 1
         if stage.validates and self._is_due(epoch):
             entry |= self._validate(stage, epoch)
