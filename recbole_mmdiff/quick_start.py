@@ -194,23 +194,7 @@ def _train_and_evaluate(config, parts: Parts, model, folder: Path, resume: bool,
     logger = logging.getLogger()
     if distributed.is_first():
         _write_what_resumes(config, parts, folder, resume)
-    logger.info("%s on %s, device %s; set by hand:\n%s", config["model"], config["dataset"],
-                config["device"], config.changes() or "  nothing")
-    logger.info("split %s%s: %d training, %d validation, %d test interactions",
-                parts.observed.config["split_protocol"],
-                f" from {config['split_file']}" if config["split_file"] else "",
-                len(parts.observed), len(parts.valid), len(parts.test))
-    for line in config.without_effect():
-        logger.warning(line)
-    if "finetune" in parts.aside and not (config["finetune_epochs"]
-                                          and hasattr(model, "finetuning_stage")):
-        logger.warning("warm_start: %d interactions are set aside for fine-tuning, which is not done "
-                       "(finetune_epochs is 0, or %s cannot): test users are cold",
-                       len(parts.aside["finetune"]), config["model"])
-    if hasattr(model, "cautions"):
-        tested = torch.unique(parts.test.inter_feat[parts.test.uid_field])
-        for line in model.cautions(tested.to(model.device)):
-            logger.warning(line)
+    _log_what_runs(config, parts, model)
     evaluator = make_evaluator(config, parts)
     trainer = make_trainer(config, model, evaluator, folder / CHECKPOINT)
     started = perf_counter()
@@ -233,6 +217,28 @@ def _train_and_evaluate(config, parts: Parts, model, folder: Path, resume: bool,
         _write_results(folder, config, metrics, test)
     logger.info("test results:\n%s", format_metrics(test.metrics))
     return Run(folder, metrics, model, parts, config)
+
+
+def _log_what_runs(config, parts: Parts, model) -> None:
+    """The keys and data of a run, and what its user may not expect."""
+    logger = logging.getLogger()
+    logger.info("%s on %s, device %s; set by hand:\n%s", config["model"], config["dataset"],
+                config["device"], config.changes() or "  nothing")
+    logger.info("split %s%s: %d training, %d validation, %d test interactions",
+                parts.observed.config["split_protocol"],
+                f" from {config['split_file']}" if config["split_file"] else "",
+                len(parts.observed), len(parts.valid), len(parts.test))
+    for line in config.without_effect():
+        logger.warning(line)
+    if "finetune" in parts.aside and not (config["finetune_epochs"]
+                                          and hasattr(model, "finetuning_stage")):
+        logger.warning("warm_start: %d interactions are set aside for fine-tuning, which is not done "
+                       "(finetune_epochs is 0, or %s cannot): test users are cold",
+                       len(parts.aside["finetune"]), config["model"])
+    if hasattr(model, "cautions"):
+        tested = torch.unique(parts.test.inter_feat[parts.test.uid_field])
+        for line in model.cautions(tested.to(model.device)):
+            logger.warning(line)
 
 
 def _write_what_resumes(config, parts: Parts, folder: Path, resume: bool) -> None:
