@@ -19,6 +19,8 @@ from recbole_mmdiff.errors import ProcessError
 
 #: how long one process waits for another, which may write gigabytes meanwhile
 TIMEOUT = timedelta(minutes=30)
+#: ``extra`` of a warning that holds for one process alone: each tells its own
+EACH = {"each": True}
 _together, _shared_out = False, False
 
 
@@ -82,6 +84,8 @@ def _telling_of_the_dead() -> Iterator[None]:
     """What a connection says when another process ends, in words that help."""
     try:
         yield
+    except (torch.OutOfMemoryError, NotImplementedError):
+        raise
     except RuntimeError as error:
         raise ProcessError(
             f"process {rank()} of {size()}: another process has ended, or has not answered for "

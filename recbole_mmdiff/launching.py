@@ -47,6 +47,9 @@ def run_processes(function: Callable, arguments: dict, count: int, environment: 
             pass
     except (multiprocessing.ProcessExitedException, multiprocessing.ProcessRaisedException) as error:
         raise _cause(said, [process.exitcode for process in started.processes], offset) from error
+    if said.empty():    # Interrupted, say.
+        raise ProcessError("the processes of the run ended without a result; --resume=FOLDER goes on from "
+                           "the last checkpoint")
     return said.get()
 
 

@@ -80,7 +80,7 @@ def run(model=None, dataset=None, config_files=(), config_dict=None, overrides=N
         if not distributed.is_first():
             return _run_in(Path(distributed.from_first("")), config, resume is not None, test, console)
         with open_run_folder(config, output or config["output"], resume) as folder:
-            distributed.from_first(str(folder))
+            distributed.from_first(str(folder.resolve()))
             return _run_in(folder, config, resume is not None, test, console)
 
 

@@ -42,16 +42,19 @@ class RunLog(logging.FileHandler):
             super().close()
 
 
-class NoLog(logging.NullHandler):
-    """Of a process that is not the first: it logs nothing, nor does RecBole write TensorBoard files.
+class NoLog(logging.StreamHandler):
+    """Of a process that is not the first: on the console, what holds for it alone (``distributed.EACH``); no
+    TensorBoard files.
 
     Args:
         folder: of the run.
     """
 
     def __init__(self, folder: Path):
-        super().__init__()
+        super().__init__(sys.stderr)
         self.run_folder, self.tensorboard = str(folder), False
+        self.addFilter(lambda record: getattr(record, "each", False))
+        self.setFormatter(logging.Formatter(f"process {distributed.rank()}: %(message)s"))
 
 
 def log_to(folder: Path, config, console: bool) -> list[logging.Handler]:

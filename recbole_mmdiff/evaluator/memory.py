@@ -8,6 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from recbole_mmdiff.distributed import EACH
 from recbole_mmdiff.errors import ConfigError
 
 Done = TypeVar("Done")
@@ -39,7 +40,7 @@ def in_chunks(numbers: Tensor, size: int, work: Callable[[Tensor], Done],
             torch.cuda.empty_cache()
             size = (len(part) + 1) // 2
             logging.getLogger().warning("out of memory with %d %s at once: going on with %d", len(part), what,
-                                        size)
+                                        size, extra=EACH)
 
 
 @contextmanager

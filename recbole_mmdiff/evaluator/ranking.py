@@ -129,7 +129,7 @@ def best(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     if not wrong.any():
         return values, items
     logging.getLogger().warning("the model gives scores that are NaN to %d of %d users: such items rank last",
-                                int(wrong.sum()), len(wrong))
+                                int(wrong.sum()), len(wrong), extra=distributed.EACH)
     return scores.masked_fill_(scores.isnan(), -torch.inf).topk(k, dim=-1)
 
 

@@ -30,7 +30,8 @@ class Scorer:
         self.model, self.device, self.uid_field = model.eval(), model.device, uid_field
         self.users = self.items = None
         if items is not None:
-            self.items = model.vectors_of_new_items(items.to(model.device))
+            with telling_of_memory(model.device, f"{len(items)} new items"):
+                self.items = model.vectors_of_new_items(items.to(model.device))
         if rows is not None:
             self.users = self._users(rows)
 

@@ -1,6 +1,7 @@
 """Two processes over gloo against one: the same losses, weights and metrics."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from recbole_mmdiff.config.processes import environment
 from recbole_mmdiff.errors import ConfigError, ProcessError
 from recbole_mmdiff.launching import _cause, run_processes
 from recbole_mmdiff.quick_start import run
+from recbole_mmdiff.run_log import log_to
 from recbole_mmdiff.storage import load_plain
 from recbole_mmdiff.trainer import StagedTrainer
 from recbole_mmdiff.trainer.checkpoint import random_state, set_random_state
@@ -369,3 +371,17 @@ def test_a_launcher_that_gives_no_number(monkeypatch, capsys):
     monkeypatch.delenv("RANK", raising=False)
     assert cli.main(["run", "--model=Nonesuch"]) == 2
     assert "error of process ?: model: there is no model 'Nonesuch'" in capsys.readouterr().err
+
+
+def test_what_holds_for_one_process_alone_is_told_by_it(tiny_config, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(distributed, "rank", lambda: 1)
+    config = Config(config_dict=tiny_config("BPR"))
+    handlers = log_to(tmp_path, config, console=True)
+    try:
+        logging.getLogger().warning("of all")
+        logging.getLogger().warning("of one", extra=distributed.EACH)
+    finally:
+        for handler in handlers:
+            logging.getLogger().removeHandler(handler)
+    assert capsys.readouterr().err == "process 1: of one\n"
+    assert not list(tmp_path.iterdir())
