@@ -343,7 +343,7 @@ def test_an_output_folder_that_is_in_use(run_words, pair, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "notes.txt").write_text("mine")
     status, text = run_words()
-    assert status == 2 and "exists and is not empty" in text and "--resume" in text
+    assert status == 2 and "exists and is not empty; choose another folder" in text and "--resume" not in text
     assert os.listdir(tmp_path / "run") == ["notes.txt"]
 
 

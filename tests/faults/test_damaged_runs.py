@@ -13,7 +13,7 @@ from recbole_mmdiff import cli
 from recbole_mmdiff.data.splits import SavedSplit
 from recbole_mmdiff.errors import CheckpointError, ConfigError, DataError
 from recbole_mmdiff.quick_start import load_run, run
-from recbole_mmdiff.report.results import read_arrays
+from recbole_mmdiff.report.results import read_table
 from recbole_mmdiff.storage import load_plain, save_plain
 
 
@@ -151,7 +151,7 @@ def test_damaged_results(finished, copied, change):
 def test_damaged_values_of_users(copied, change):
     damage(copied / "per_user.npz", CHANGES[change])
     with pytest.raises(DataError, match=r"per_user\.npz cannot be read"):
-        read_arrays(copied / "per_user.npz")
+        read_table(copied / "per_user.npz")
 
 
 @pytest.mark.parametrize("name", ["target/tgt/tgt.inter", "source/src/src.inter", "kept.json"])

@@ -169,7 +169,7 @@ def test_recommendations_are_those_of_a_large_gpu(recommender, monkeypatch):
 
 def test_vectors_of_new_users_are_made_in_smaller_parts(ready):
     from recbole_mmdiff.model.new_users import SourceRows
-    from recbole_mmdiff.recommend.new_users import NewUsersView
+    from recbole_mmdiff.recommend.scoring import Scorer
 
     class Sums:
         device = torch.device("cpu")
@@ -184,4 +184,4 @@ def test_vectors_of_new_users_are_made_in_smaller_parts(ready):
 
     rows = SourceRows(torch.tensor([0, 0, 1, 2, 3, 3, 4]), torch.ones(7, dtype=torch.long),
                       torch.tensor([1., 2, 4, 8, 16, 32, 64]), 5)
-    assert NewUsersView(Sums(), rows, "user_id").vectors[:, 0].tolist() == [3, 4, 8, 48, 64]
+    assert Scorer(Sums(), "user_id", rows, None).users[:, 0].tolist() == [3, 4, 8, 48, 64]

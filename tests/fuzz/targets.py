@@ -235,7 +235,7 @@ def _make_comparison(folder: Path) -> None:
 
 def _read_comparison(folder: Path) -> None:
     """Up to where its store is opened: what is wrong must be told before."""
-    with patch.object(runner, "_only_here", side_effect=_Ended), suppress(_Ended):
+    with patch.object(runner, "make_folder", side_effect=_Ended), suppress(_Ended):
         compare(folder / "small.yaml", folder / "store")
 
 
