@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -21,6 +22,7 @@ from recbole_mmdiff.errors import ProcessError
 TIMEOUT = timedelta(minutes=30)
 #: ``extra`` of a warning that holds for one process alone: each tells its own
 EACH = {"each": True}
+_SMALL = 2**20      # numbers of a tensor that is copied to be sent with others
 _together, _shared_out = False, False
 
 
@@ -185,15 +187,27 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     with torch.no_grad(), _telling_of_the_dead():
         has = torch.tensor([value.grad is not None for value in parameters], dtype=torch.uint8)
         dist.all_reduce(has, dist.ReduceOp.MAX)
-        works = []
-        for value, wanted in zip(parameters, has.tolist(), strict=True):
-            if wanted:
-                if value.grad is None:
-                    value.grad = torch.zeros_like(value)
-                value.grad.div_(size())
-                works.append(dist.all_reduce(value.grad, async_op=True))
-        for work in works:
-            work.wait()
+        wanted = [value for value, some in zip(parameters, has.tolist(), strict=True) if some]
+        for value in wanted:
+            value.grad = torch.zeros_like(value) if value.grad is None else value.grad.div_(size())
+        _in_few_pieces([value.grad for value in wanted], dist.all_reduce)
+
+
+def _in_few_pieces(values: list[Tensor], collective: Callable[[Tensor], object]) -> None:
+    """A collective of tensors in place; small ones go side by side, as each call takes a round trip."""
+    kinds: dict[tuple, list[Tensor]] = {}
+    for value in values:
+        alone = value.numel() > _SMALL and value.is_contiguous()
+        kinds.setdefault((value.dtype, value.device, id(value) if alone else None), []).append(value)
+    for group in kinds.values():
+        if len(group) == 1 and group[0].is_contiguous():
+            collective(group[0])
+            continue
+        piece = torch.cat([value.reshape(-1) for value in group])
+        collective(piece)
+        parts = piece.split([value.numel() for value in group])
+        for value, part in zip(group, parts, strict=True):
+            value.copy_(part.view_as(value))
 
 
 def join_gradients(parameters: Iterable[nn.Parameter]) -> None:
@@ -221,9 +235,9 @@ def same_weights(module: nn.Module) -> None:
     if size() == 1:
         return
     with torch.no_grad(), _telling_of_the_dead():
-        for value in module.state_dict().values():
-            if isinstance(value, Tensor) and value.layout == torch.strided:
-                dist.broadcast(value, 0)
+        values = [value for value in module.state_dict().values()
+                  if isinstance(value, Tensor) and value.layout == torch.strided]
+        _in_few_pieces(values, partial(dist.broadcast, src=0))
 
 
 # ---- who writes ------------------------------------------------------------------------------------

@@ -79,8 +79,10 @@ def pieces(folder: str) -> None:
         one.grad = torch.full((2,), float(rank))
         if rank:
             other.grad = torch.full((2,), 4.0)
-        distributed.average_gradients([one, other, nn.Parameter(torch.ones(1))])
-        found["average"] = [one.grad, other.grad]
+        turned = nn.Parameter(torch.ones(2, 3).T)
+        turned.grad = (rank + torch.arange(6.).view(2, 3)).T
+        distributed.average_gradients([one, other, nn.Parameter(torch.ones(1)), turned])
+        found["average"] = [one.grad, other.grad, turned.grad.T.flatten()]
         model = nn.Linear(2, 2)
         distributed.same_weights(model)
         found["same"] = model.state_dict()

@@ -181,7 +181,8 @@ def test_rows_come_back_in_their_order_and_type(pieces):
 
 def test_gradients_are_averaged(pieces):
     for found in pieces:
-        assert [value.tolist() for value in found["average"]] == [[0.5, 0.5], [2.0, 2.0]]
+        assert [value.tolist() for value in found["average"]] == \
+            [[0.5, 0.5], [2.0, 2.0], [0.5, 1.5, 2.5, 3.5, 4.5, 5.5]]
 
 
 def test_what_the_first_has_all_have(pieces):
