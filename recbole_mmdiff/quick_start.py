@@ -134,8 +134,8 @@ def _refuse_changes(config, folder: Path) -> None:
     changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
     if changed:
         raise ConfigError(
-            f"--resume: {changed[0]} was {before.get(changed[0])!r} and cannot change in the middle "
-            f"of a run, only {sorted(MAY_CHANGE)} can; start a new run instead")
+            f"--resume: {folder}: {changed[0]} was {before.get(changed[0])!r} and cannot change in the "
+            f"middle of a run, only {sorted(MAY_CHANGE)} can; start a new run instead")
 
 
 def _fixed(keys: dict) -> dict:

@@ -63,8 +63,8 @@ def check_kept(folder: Path) -> None:
     root = folder / KEPT
     try:
         saved = json.loads((root / DONE).read_text(encoding="utf-8"))
-        sizes, sums = saved["bytes"], saved.get("sha256", {})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        sizes, sums = dict(saved["bytes"]), dict(saved.get("sha256", {}))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{root / DONE}: cannot be read ({error}); copy the run again, or remove {root} to "
                         f"read the original data") from error
     for name, size in sizes.items():

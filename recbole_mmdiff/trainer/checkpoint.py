@@ -157,7 +157,7 @@ def saved_config(path: Path) -> dict:
     """The configuration that a checkpoint was made with, without data and model; errors as above."""
     state = _read(path)
     with restoring(path):
-        return state["config"]
+        return dict(state["config"])
 
 
 def _read(path: Path, device: str = "cpu") -> dict:

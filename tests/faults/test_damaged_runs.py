@@ -10,6 +10,7 @@ from injecting import flipped
 from running import run_keys, without_times
 
 from recbole_mmdiff import cli
+from recbole_mmdiff.data.keeping import check_kept
 from recbole_mmdiff.data.splits import SavedSplit
 from recbole_mmdiff.errors import CheckpointError, ConfigError, DataError
 from recbole_mmdiff.quick_start import load_run, run
@@ -105,10 +106,10 @@ def test_a_configuration_that_was_changed_in_between(finished, copied):
     path = copied / "config.yaml"
     path.write_text(path.read_text().replace("seed: 2020", "seed: 2021"))
     assert "seed: 2021" in path.read_text()
-    with pytest.raises(ConfigError, match="--resume: seed was 2020 and cannot change"):
+    with pytest.raises(ConfigError, match=r"--resume: .*: seed was 2020 and cannot change"):
         run(resume=copied)
     path.write_text("\n".join(line for line in path.read_text().splitlines() if "seed" not in line))
-    with pytest.raises(ConfigError, match="--resume: seed was 2020 and cannot change"):
+    with pytest.raises(ConfigError, match=r"--resume: .*: seed was 2020 and cannot change"):
         run(resume=copied, overrides={"seed": 2021})
     again = run(resume=copied, overrides={"seed": 2020})
     assert without_times(again.metrics) == without_times(finished.metrics)
@@ -175,3 +176,10 @@ def test_damaged_data(finished, copied, name, change):
         load_run(copied)
     shutil.rmtree(copied / "data")
     assert load_run(copied).metrics["model"] == "MF"
+
+
+@pytest.mark.parametrize("content", ['{"bytes": 3}', '{"bytes": {}, "sha256": 1.5}', "[" * 10**5])
+def test_a_record_of_kept_data_in_another_form(copied, content):
+    (copied / "data" / "kept.json").write_text(content)
+    with pytest.raises(DataError, match=r"kept\.json: cannot be read .*copy the run again"):
+        check_kept(copied)
