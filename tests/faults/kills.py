@@ -159,7 +159,7 @@ def random_deaths(whole: Whole, draw: random.Random, place: str | None) -> list[
 
 def contents(root: Path) -> dict[str, str]:
     """Path below ``root`` of every file and empty folder -> checksum: without times, the lines of the log,
-    and how ``root`` is called. Without the lock of a run: it is removed last, when nothing is left to resume."""
+    and how ``root`` is called. Without the lock of a run, removed last, when nothing is left to resume."""
     return {path.relative_to(root).as_posix(): _checksum(path, str(root))
             for path in sorted(root.rglob("*"))
             if path.name != ".lock" and not (path.is_dir() and any(path.iterdir()))}
