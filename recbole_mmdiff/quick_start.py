@@ -27,7 +27,7 @@ from recbole_mmdiff.launching import run_processes
 from recbole_mmdiff.run_folder import CHECKPOINT, CONFIG, METRICS, SPLIT, open_run_folder
 from recbole_mmdiff.run_log import kept_messages, log_to
 from recbole_mmdiff.trainer import make_trainer
-from recbole_mmdiff.trainer.checkpoint import load_checkpoint, saved_config
+from recbole_mmdiff.trainer.checkpoint import load_checkpoint, restoring, saved_config
 
 #: what a resumed run may do otherwise: where and how long it runs, and what it shows
 MAY_CHANGE = {"epochs", "stopping_step", "checkpoint_interval", "data_path", "gpu_id", "use_gpu",
@@ -131,7 +131,8 @@ def _refuse_changes(config, folder: Path) -> None:
     path = folder / CHECKPOINT
     before = _fixed(saved_config(path) if path.is_file() else read_yaml(folder / CONFIG))
     now = _fixed(config.plain_run_dict())
-    changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+    with restoring(path):       # A checkpoint may hold anything in the place of a value.
+        changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
     if changed:
         raise ConfigError(
             f"--resume: {folder}: {changed[0]} was {before.get(changed[0])!r} and cannot change in the "

@@ -1,6 +1,6 @@
 """The search space of a comparison and its budget: the same number of trials for every model."""
 
-import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,7 +68,8 @@ def _check_choices(key: str, choices, where: str) -> None:
     refuse_unknown(choices, RANGE_FIELDS, where)
     low, high, step = (choices.get(name) for name in ("low", "high", "step"))
     numbers = [typed(value, (int, float), where) for value in (low, high, *([step] if step else []))]
-    if not all(map(math.isfinite, numbers)) or low >= high or (step is not None and step <= 0):
+    finite = all(abs(number) <= sys.float_info.max for number in numbers)
+    if not finite or low >= high or (step is not None and step <= 0):
         raise ConfigError(f"{where}: needs a list of choices, or {{low: ..., high: ..., log: True}} "
                           f"with low below high and a step above 0, not {choices!r}")
     if choices.get("log") and (low <= 0 or step):
