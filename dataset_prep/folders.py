@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+#: beside the data sets: the locks and the unfinished files of a preparation
+HIDDEN = ".prepare"
+
+
 def data_folder(path: str | Path) -> Path:
     """The folder of a data set, whose name is the data set's. Where it is a symbolic link, the data
     set has the link's name, as RecBole has it."""

@@ -34,8 +34,9 @@ import numpy as np
 from filelock import FileLock
 
 from dataset_prep.encoders.lsa import DECIMALS, Lsa
+from dataset_prep.folders import HIDDEN
 from recbole_mmdiff.data.features import FeatureError, FeatureFile, write_features
-from recbole_mmdiff.files import make_folder, sha256, telling_of_disk
+from recbole_mmdiff.files import make_folder, read_json, sha256, telling_of_disk
 
 SOURCE = "ml100k-drama"
 TARGET = "ml100k-action"
@@ -116,7 +117,7 @@ def _all_complete(root: Path) -> bool:
 
 
 def _workspace(root: Path) -> Path:
-    return root / ".prepare" / "ml100k"
+    return root / HIDDEN / "ml100k"
 
 
 def _build_and_install(root: Path, replace: bool) -> None:
@@ -166,10 +167,10 @@ def _complete(folder: Path) -> bool:
     if not all((folder / name).is_file() for name in _files(folder.name)):
         return False
     try:
-        record = json.loads((folder / f"{folder.name}.prep.json").read_text(encoding="utf-8"))
+        record = read_json(folder / f"{folder.name}.prep.json")
         for modality in MODALITIES:
             FeatureFile.open(folder, folder.name, modality)
-    except (FeatureError, ValueError, RecursionError):
+    except (FeatureError, ValueError):
         return False
     return isinstance(record, dict) and record.get("version") == VERSION
 

@@ -11,10 +11,11 @@ from typing import Any
 
 import polars as pl
 
+from dataset_prep.folders import HIDDEN
 from recbole_mmdiff import __version__
 from recbole_mmdiff.data.features import feature_path
 from recbole_mmdiff.errors import ConfigError, DataError
-from recbole_mmdiff.files import locked, make_folder, sha256, write_atomically, write_json
+from recbole_mmdiff.files import locked, make_folder, read_json, sha256, write_atomically, write_json
 
 _ATOMIC = ("inter", "item", "user")
 _BREAKS = r"[\t\r\n]"    # what would end a cell or its line
@@ -50,8 +51,8 @@ def read_record(folder: Path) -> dict[str, Any] | None:
 
 def _read_any_record(folder: Path) -> dict[str, Any] | None:
     try:
-        record = json.loads(record_path(folder).read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
+        record = read_json(record_path(folder))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
     return record if _is_record(record) else None
 
@@ -88,12 +89,12 @@ def is_made(folder: Path, recipe: Mapping[str, Any], overwrite: bool) -> bool:
 def alone_with(folder: Path) -> Iterator[None]:
     """Keep other processes from writing the data set in ``folder``, which need not be there yet.
 
-    The file of the lock stays, in the hidden ``.prepare`` beside it: another process may be waiting with it.
+    The file of the lock stays, in the hidden folder beside it: another process may be waiting with it.
 
     Raises:
         DataError: another process writes it.
     """
-    hidden = folder.parent / ".prepare"
+    hidden = folder.parent / HIDDEN
     make_folder(hidden)
     with locked(hidden / f"{folder.name}.lock",
                 DataError(f"{folder}: another process prepares this data set; wait for it")):

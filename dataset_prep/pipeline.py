@@ -14,6 +14,7 @@ import polars as pl
 
 from dataset_prep.editions import EDITIONS, ratings_columns
 from dataset_prep.filters import ITEM, USER, Filters, Step, apply
+from dataset_prep.folders import HIDDEN
 from dataset_prep.metadata import FIELDS, read_items
 from dataset_prep.output import alone_with, clean, write_dataset
 from dataset_prep.raw import MAX_BAD, RawFile, first_line
@@ -21,7 +22,6 @@ from dataset_prep.reviews import CsvRatings, JsonReviews, read_rows
 from recbole_mmdiff.errors import DataError
 from recbole_mmdiff.files import telling_of_disk
 
-_HIDDEN = ".prepare"
 _IDS = pl.Categorical(pl.Categories("recbole_mmdiff.ids"))    # one code for a user of two domains
 _ITEM_TYPES = {"title": "token_seq", "brand": "token_seq", "categories": "token_seq",
                "description": "token_seq", "price": "float", "image_url": "token"}
@@ -93,7 +93,7 @@ def prepare(sources: Sequence[Source], filters: Filters, output: Path, texts: bo
 
 def clean_up(output: Path, names: Sequence[str]) -> None:
     """Remove what a `prepare` left that was killed once its data sets were there; not what others hold."""
-    if (output / _HIDDEN / names[0]).is_dir():
+    if (output / HIDDEN / names[0]).is_dir():
         with suppress(DataError), _workspace(output, names):
             pass    # It removes the folder.
 
@@ -107,7 +107,7 @@ def _workspace(output: Path, names: Sequence[str]) -> Iterator[Path]:
     with ExitStack() as locks:
         for name in names:
             locks.enter_context(alone_with(output / name))
-        work = output / _HIDDEN / names[0]
+        work = output / HIDDEN / names[0]
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir()
         try:

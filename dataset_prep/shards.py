@@ -21,7 +21,7 @@ from dataset_prep.batches import Encoded
 from recbole_mmdiff.arrays import read_arrays
 from recbole_mmdiff.data.features import FeatureFile, feature_path, read_manifest, write_features
 from recbole_mmdiff.errors import DataError
-from recbole_mmdiff.files import locked, write_atomically, write_json
+from recbole_mmdiff.files import locked, read_json, write_atomically, write_json
 
 if TYPE_CHECKING:
     from dataset_prep.processes import Processes
@@ -81,9 +81,9 @@ class Work:
         if not self._plan_file.is_file():
             return None, False
         try:
-            plan = json.loads(self._plan_file.read_text(encoding="utf-8"))
+            plan = read_json(self._plan_file)
             return plan, dict.pop(plan, "restart", False)
-        except (ValueError, TypeError, RecursionError) as error:
+        except (ValueError, TypeError) as error:
             raise DataError(f"{self._plan_file}: is damaged ({error}); delete the folder and start "
                             f"again") from error
 

@@ -113,7 +113,8 @@ def gathered(mine: Tensor, count: int) -> Tensor:
     """(count, ...): the rows of all processes in their order, each giving those of ``part_of(count)``."""
     if size() == 1 or count < size():
         return mine
-    lengths = [_bounds(count, number).stop - _bounds(count, number).start for number in range(size())]
+    parts = [_bounds(count, number) for number in range(size())]
+    lengths = [part.stop - part.start for part in parts]
     padded = mine.new_zeros(max(lengths), *mine.shape[1:])
     padded[:len(mine)] = mine
     # As bytes: backends differ in the types that they know.
@@ -258,7 +259,7 @@ def first_alone() -> Iterator[None]:
 
 def _wait() -> None:
     with _telling_of_the_dead():
-        dist.all_reduce(torch.zeros(1))
+        dist.all_reduce(torch.zeros(1))     # A barrier would go over the GPUs, if there are any.
 
 
 def from_first(text: str) -> str:

@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
 
 from recbole_mmdiff.errors import WriteError
 
@@ -151,6 +152,19 @@ def sha256(path: Path) -> str:
         while block := file.read(1 << 24):
             digest.update(block)
     return digest.hexdigest()
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """The value in a JSON file in UTF-8.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no such file, or nested without end.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError(str(error)) from error
 
 
 def write_json(value, path: str | os.PathLike) -> None:

@@ -1,7 +1,6 @@
 """One run: data, model, training, evaluation, and the folder that keeps them."""
 
 import itertools
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from recbole_mmdiff.data.preparation import Parts, prepare_parts
 from recbole_mmdiff.data.splits import SavedSplit
 from recbole_mmdiff.errors import ConfigError, DataError
 from recbole_mmdiff.evaluator import Evaluation, make_evaluator
-from recbole_mmdiff.files import write_atomically, write_json
+from recbole_mmdiff.files import read_json, write_atomically, write_json
 from recbole_mmdiff.launching import run_processes
 from recbole_mmdiff.run_folder import CHECKPOINT, CONFIG, METRICS, SPLIT, open_run_folder
 from recbole_mmdiff.run_log import kept_messages, log_to
@@ -128,14 +127,15 @@ def _file_of_run(folder: str | Path, name: str) -> Path:
 def _refuse_changes(config, folder: Path) -> None:
     """Another model, split or learning rate halfway would make numbers that no run can give. What the
     checkpoint was made with counts: a ``config.yaml`` can be edited."""
-    path = folder / CHECKPOINT
-    before = _fixed(saved_config(path) if path.is_file() else read_yaml(folder / CONFIG))
+    checkpoint = (folder / CHECKPOINT).is_file()
+    path = folder / (CHECKPOINT if checkpoint else CONFIG)
+    before = _fixed(saved_config(path) if checkpoint else read_yaml(path))
     now = _fixed(config.plain_run_dict())
     with restoring(path):       # A checkpoint may hold anything in the place of a value.
         changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
     if changed:
         raise ConfigError(
-            f"--resume: {folder}: {changed[0]} was {before.get(changed[0])!r} and cannot change in the "
+            f"--resume: {path}: {changed[0]} was {before.get(changed[0])!r} and cannot change in the "
             f"middle of a run, only {sorted(MAY_CHANGE)} can; start a new run instead")
 
 
@@ -312,8 +312,8 @@ def load_run(folder: str | Path, checkpoint: str | Path | None = None,
     model = build_model(config, parts)
     load_checkpoint(Path(checkpoint) if checkpoint else folder / CHECKPOINT, config, model)
     try:
-        metrics = json.loads((folder / METRICS).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        metrics = read_json(folder / METRICS)
+    except ValueError as error:
         raise DataError(f"{folder / METRICS}: is not JSON ({error}); copy the run again, or remove it, and "
                         f"--resume={folder} evaluates again") from error
     return Run(folder, metrics, model, parts, config)

@@ -20,7 +20,7 @@ from recbole_mmdiff.config.sources import merge, read_yaml
 from recbole_mmdiff.errors import CheckpointError, ConfigError, DataError, FolderInUse, WriteError
 from recbole_mmdiff.files import make_folder, write_json
 from recbole_mmdiff.quick_start import CONFIG, MAY_CHANGE, METRICS, run
-from recbole_mmdiff.report.plan import read_json
+from recbole_mmdiff.report.plan import read_object
 from recbole_mmdiff.report.results import ERROR, RECORD
 
 #: of every cell, unless the comparison says otherwise
@@ -102,7 +102,7 @@ def _all_trials(job: dict) -> dict[str, float | None]:
 def best_keys(folder: str, trials: int, bigger: bool) -> dict:
     """The keys of the trial with the best validation score; the first of equal ones."""
     paths = [_trial_file(Path(folder), number) for number in range(trials)]
-    found = [read_json(path) for path in paths if path.is_file()]
+    found = [read_object(path) for path in paths if path.is_file()]
     scored = [trial for trial in found if trial["score"] is not None]
     best = (max if bigger else min)(scored, key=lambda trial: trial["score"])
     return best["keys"]
@@ -113,7 +113,7 @@ def _trial_score(job: dict, number: int, values: dict, known: float | None) -> f
     path = _trial_file(Path(job["folder"]), number)
     folder = path.with_suffix("")
     if path.is_file():
-        saved = read_json(path)
+        saved = read_object(path)
         # One that failed may do so no more; one of other values is of another sampler.
         if saved["score"] is not None and saved["keys"] == values:
             shutil.rmtree(folder, ignore_errors=True)    # What a kill right after the score left of it.

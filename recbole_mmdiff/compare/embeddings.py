@@ -18,7 +18,7 @@ from recbole_mmdiff.model.mapping import MappingRecommender
 from recbole_mmdiff.model.registry import get_model
 from recbole_mmdiff.quick_start import METRICS, Run, build_model, load_run
 from recbole_mmdiff.report.embeddings import EMBEDDINGS, SOURCE, TRUTH
-from recbole_mmdiff.report.plan import read_json
+from recbole_mmdiff.report.plan import read_object
 from recbole_mmdiff.trainer import make_trainer
 
 MADE_FROM = "embeddings.json"
@@ -84,7 +84,7 @@ def gather_embeddings(comparison: Comparison, jobs: list[dict], store: Path, thr
                    if (job["table"], job["setting"], job["cell"].seed)
                    == (table, first.setting, first.seed) and job["label"] in wanted["models"]}
         made_from = {**wanted, "folders": {label: folder.name for label, folder in folders.items()}}
-        if done.is_file() and read_json(done) == made_from:
+        if done.is_file() and read_object(done) == made_from:
             return
     for path in (done, store / EMBEDDINGS):
         path.unlink(missing_ok=True)

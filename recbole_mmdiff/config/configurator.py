@@ -185,7 +185,7 @@ class Config(RecBoleConfig):
             if final.get("loss_type") == "CE" \
                     and "train_neg_sample_args" not in self.external_config_dict:
                 final["train_neg_sample_args"] = None
-        with _refused_by_recbole():
+        with self._told_as_ours():
             super()._set_default_parameters()
 
     def _init_device(self):
@@ -195,7 +195,7 @@ class Config(RecBoleConfig):
         """
         final = self.final_config_dict
         settle_processes(final)
-        if final["gpu_id"] is None or final.get("use_gpu") is False:    # RecBole reads no such key.
+        if final["gpu_id"] is None or final.get("use_gpu") is False:    # RecBole takes a GPU all the same.
             final["gpu_id"] = ""
         elif distributed.launched() > 1:
             final["gpu_id"] = own_gpu(final["gpu_id"], "gpu_id" in self.origin)
@@ -204,11 +204,11 @@ class Config(RecBoleConfig):
             show_all_gpus()     # Each of the processes takes its own.
 
     def _set_train_neg_sample_args(self):
-        with _refused_by_recbole():
+        with self._told_as_ours():
             super()._set_train_neg_sample_args()
 
     def _set_eval_neg_sample_args(self, phase):
-        with _refused_by_recbole():
+        with self._told_as_ours():
             super()._set_eval_neg_sample_args(phase)
 
     def _settle_domains(self):
@@ -232,6 +232,17 @@ class Config(RecBoleConfig):
         labelled = final["MODEL_TYPE"] in (ModelType.CONTEXT, ModelType.DECISIONTREE)
         if self.cross_domain and labelled and not final.get("threshold"):
             final["threshold"] = {final["RATING_FIELD"]: final["positive_rating"]}
+
+    @contextmanager
+    def _told_as_ours(self):
+        """RecBole's own complaints about values, with where values were set."""
+        try:
+            yield
+        except ConfigError:
+            raise
+        except (LookupError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+            places = ", ".join(sorted(set(self.origin.values()))) or "the defaults"
+            raise ConfigError(f"RecBole refuses the configuration: {error} (set in: {places})") from error
 
     # ---- one domain's view ---------------------------------------------------------------------
 
@@ -271,17 +282,6 @@ class Config(RecBoleConfig):
         return "\n".join(f"  {key} = {self.external_config_dict[key]!r}   ({origin})"
                          for key, origin in sorted(self.origin.items())
                          if key in self.external_config_dict)
-
-
-@contextmanager
-def _refused_by_recbole():
-    """RecBole's own complaints about values, told like ours."""
-    try:
-        yield
-    except (LookupError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(f"RecBole refuses the configuration: {error}") from error
 
 
 def _with_absolute_paths(values: dict) -> dict:

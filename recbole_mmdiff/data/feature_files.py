@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 
 from recbole_mmdiff.arrays import UNREADABLE
 from recbole_mmdiff.errors import DataError
+from recbole_mmdiff.files import read_json
 
 DTYPES = ("float16", "float32")
 BLOCK_BYTES = 1 << 24  # bounds the copies made while scanning or gathering a large matrix
@@ -23,8 +23,8 @@ class FeatureError(DataError):
 
 def read_manifest(path: Path, modality: str) -> dict[str, Any]:
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        manifest = read_json(path)
+    except ValueError as error:
         raise FeatureError(f"{path}: not a JSON file in UTF-8 ({error}); write it again") from error
     if not isinstance(manifest, dict):
         raise FeatureError(f"{path}: must hold a JSON object, not {type(manifest).__name__}")

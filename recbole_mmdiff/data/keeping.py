@@ -1,6 +1,5 @@
 """The data of a run beside its checkpoint, so that the folder alone rebuilds the model."""
 
-import json
 import os
 import shutil
 from collections.abc import Iterable
@@ -10,7 +9,7 @@ from recbole_mmdiff.data.atomic import read_header
 from recbole_mmdiff.data.features import FeatureFile, write_features
 from recbole_mmdiff.data.preparation import Parts
 from recbole_mmdiff.errors import DataError, WriteError
-from recbole_mmdiff.files import sha256, write_atomically, write_json
+from recbole_mmdiff.files import read_json, sha256, write_atomically, write_json
 
 KEPT, DONE, LINKS = "data", "kept.json", "links.tsv"
 _WRITTEN_ANEW = ("rows", "dim", "dtype", "sha256", "tokens_sha256", "modality", "text_form")
@@ -62,9 +61,9 @@ def check_kept(folder: Path) -> None:
     text, another checksum (``prepare features`` checks matrices in full)."""
     root = folder / KEPT
     try:
-        saved = json.loads((root / DONE).read_text(encoding="utf-8"))
+        saved = read_json(root / DONE)
         sizes, sums = dict(saved["bytes"]), dict(saved.get("sha256", {}))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{root / DONE}: cannot be read ({error}); copy the run again, or remove {root} to "
                         f"read the original data") from error
     for name, size in sizes.items():

@@ -170,7 +170,6 @@ class StagedRecommender(GeneralRecommender):
         raise ConfigError(f"new users: {type(self).__name__} makes no vectors of users out of source ratings "
                           f"alone; train it with them, or use MMDCDR, MuSiC, DiffCDR, EMCDR, LACDR or SIEOUG")
 
-
     def vectors_of_new_items(self, items: NewItems) -> tuple[Tensor, Tensor]:
         """(m, k) and (m,): what ``item_factors`` and ``item_offset`` would be of items outside of the
         training, out of their features.

@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from recbole_mmdiff.data.new_items import NewItems
 from recbole_mmdiff.diffusion import fold_in
@@ -10,7 +9,13 @@ from recbole_mmdiff.errors import at_least, share
 from recbole_mmdiff.graph import bipartite_adjacency, propagate
 from recbole_mmdiff.model.backbone import Backbone
 from recbole_mmdiff.model.base import take
-from recbole_mmdiff.model.item_graph import grown_edges, item_graph, joined_graph, modality_weights
+from recbole_mmdiff.model.item_graph import (
+    grown_edges,
+    item_graph,
+    joined_graph,
+    modality_weights,
+    propagated_to_new,
+)
 from recbole_mmdiff.model.pairwise import Projected, Triples, Vectors, bpr_loss
 from recbole_mmdiff.model.representations import Representations, lightgcn
 from recbole_mmdiff.model.user_item_graph import distinct_edges, kept_edges
@@ -89,12 +94,8 @@ class FREEDOM(Backbone):
         random and pushed away as a negative, and for the rows of other items in which it stands itself.
         """
         parts = grown_edges(items, self.features.names, self.knn_k)
-        count = self.n_items + len(items)
-        graph = joined_graph(parts, self.modality_weights, count)
-        higher = functional.pad(self.item_embedding.weight, (0, 0, 0, len(items)))
-        for _ in range(self.num_item_layers):
-            higher = propagate(graph, higher)
-        return higher[self.n_items:]
+        graph = joined_graph(parts, self.modality_weights, self.n_items + len(items))
+        return propagated_to_new(graph, self.item_embedding.weight, self.num_item_layers)
 
     def collaborative_alone(self, start: Tensor) -> Tensor:
         """LightGCN's mean of layers, of which only the first is not 0."""

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from recbole_mmdiff.data.new_items import NewItems
 from recbole_mmdiff.errors import ConfigError
@@ -11,6 +12,7 @@ from recbole_mmdiff.graph import (
     mix,
     nearest_neighbours,
     normalise,
+    propagate,
     similarities,
     to_matrix,
     transpose,
@@ -67,6 +69,19 @@ def joined_graph(parts: list[Edges], weights: list[float], count: int) -> Tensor
     parts = [normalise(edges._replace(values=torch.ones_like(edges.values)), count, "random_walk")
              for edges in parts]
     return to_matrix(mix(parts, weights, count, present=True), (count, count))
+
+
+def propagated_to_new(graph: Tensor, start: Tensor, num_layers: int) -> Tensor:
+    """(m, d): the last layer of the items behind the data set's, whose start vectors are 0.
+
+    Args:
+        graph: CSR (n + m, n + m).
+        start: (n, d) of the data set's items.
+    """
+    vectors = functional.pad(start, (0, 0, 0, graph.shape[0] - len(start)))
+    for _ in range(num_layers):
+        vectors = propagate(graph, vectors)
+    return vectors[len(start):]
 
 
 class LatentGraph(nn.Module):

@@ -14,7 +14,7 @@ from recbole_mmdiff.graph import (
     weighted_product,
 )
 from recbole_mmdiff.model.backbone import Backbone
-from recbole_mmdiff.model.item_graph import LatentGraph
+from recbole_mmdiff.model.item_graph import LatentGraph, propagated_to_new
 from recbole_mmdiff.model.pairwise import Triples, Vectors, mean_square
 from recbole_mmdiff.model.representations import Representations, lightgcn
 from recbole_mmdiff.model.user_item_graph import training_adjacency
@@ -100,10 +100,7 @@ class LATTICE(Backbone):
         the projections of its features."""
         edges = self.latent_graph.grown(self.features, items)
         graph = to_matrix(edges, (self.n_items + len(items),) * 2)
-        higher = functional.pad(self.item_embedding.weight, (0, 0, 0, len(items)))
-        for _ in range(self.num_item_layers):
-            higher = propagate(graph, higher)
-        return higher[self.n_items:]
+        return propagated_to_new(graph, self.item_embedding.weight, self.num_item_layers)
 
     def collaborative_alone(self, start: Tensor) -> Tensor:
         """An item without rows has itself alone as a neighbour."""

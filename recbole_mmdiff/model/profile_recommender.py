@@ -27,11 +27,7 @@ from recbole_mmdiff.model.feature_space import (
 )
 from recbole_mmdiff.model.forgetful import Forgetful
 from recbole_mmdiff.model.profile_newcomers import ScoresNewcomers
-from recbole_mmdiff.model.profiles import (
-    IDS,
-    DomainProfiles,
-    rating_statistics,
-)
+from recbole_mmdiff.model.profiles import IDS, DomainProfiles, rating_statistics
 from recbole_mmdiff.model.rating_head import RatingHead
 from recbole_mmdiff.model.row_cache import RowCache
 

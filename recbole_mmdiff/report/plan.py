@@ -4,10 +4,11 @@ import json
 import math
 import reprlib
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 from recbole_mmdiff.errors import DataError
+from recbole_mmdiff.files import is_plain_name, read_json
 
 PLAN, FORMAT = "plan.json", 1
 _KINDS = {str: "text", int: "a whole number", float: "a number", list: "a list", dict: "an object"}
@@ -67,17 +68,17 @@ class Plan:
     published: Published | None = None
 
 
-def read_json(path: Path) -> dict:
+def read_object(path: Path) -> dict:
     """The object in a JSON file.
 
     Raises:
         DataError: the file is missing, is cut off, or holds something else; names the file.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = read_json(path)
     except FileNotFoundError as error:
         raise DataError(f"there is no file {path}") from error
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read as JSON ({error})") from error
     return typed(data, dict, str(path))
 
@@ -109,7 +110,7 @@ def read_plan(store: Path) -> Plan:
     if not path.is_file():
         raise DataError(f"there is no {PLAN} in {store}, so it is not a results store; "
                         f"`recbole-mmdiff compare` writes one")
-    return check_plan(read_json(path), f"{path}: ")
+    return check_plan(read_object(path), f"{path}: ")
 
 
 def check_plan(data: dict, where: str) -> Plan:
@@ -192,10 +193,9 @@ def _cell(cell: Any, where: str, known: dict) -> Cell:
     values = {key: _known(_get(cell, key, kind, where), known[key], f"{where}{key}")
               for key, kind in (("setting", str), ("table", str), ("seed", int))}
     folder = _get(cell, "folder", str, where)
-    outside = PurePosixPath(folder).is_absolute() or PureWindowsPath(folder).anchor \
-        or ".." in PureWindowsPath(folder).parts or "\0" in folder
-    if outside or not folder:
-        raise DataError(f"{where}folder: {reprlib.repr(folder)} must lie in the store")
+    if not all(is_plain_name(part) for part in folder.split("/")):
+        raise DataError(f"{where}folder: {reprlib.repr(folder)} must lie in the store, in folders of plain "
+                        f"names")
     trials = None if cell.get("trials") is None else _get(cell, "trials", int, where)
     return Cell(model if sweep else _known(model, known["model"], f"{where}model"),
                 **values, folder=folder, sweep=sweep, trials=trials)

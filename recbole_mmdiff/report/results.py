@@ -11,8 +11,7 @@ import pandas as pd
 
 from recbole_mmdiff.arrays import read_arrays
 from recbole_mmdiff.errors import DataError
-from recbole_mmdiff.files import is_plain_name
-from recbole_mmdiff.report.plan import PLAN, Cell, Plan, read_json, read_plan, typed
+from recbole_mmdiff.report.plan import Cell, Plan, read_object, read_plan, typed
 
 METRICS, PER_USER, ERROR, RECORD = "metrics.json", "per_user.npz", "error.json", "cell.json"
 DONE, FAILED, PENDING = "done", "failed", "pending"
@@ -70,15 +69,12 @@ class Results:
         plan, metrics, errors, records = read_plan(store), {}, {}, {}
         for cell in plan.cells:
             folder = store / cell.folder
-            if not is_plain_name(folder.name):
-                raise DataError(f"{store / PLAN}: {cell.folder!r:.80} is no name of a folder; run compare "
-                                f"again")
             if (folder / METRICS).is_file():
-                metrics[cell.folder] = read_json(folder / METRICS)
+                metrics[cell.folder] = read_object(folder / METRICS)
                 if (folder / RECORD).is_file():
-                    records[cell.folder] = read_json(folder / RECORD)
+                    records[cell.folder] = read_object(folder / RECORD)
             elif (folder / ERROR).is_file():
-                errors[cell.folder] = str(read_json(folder / ERROR).get("error"))
+                errors[cell.folder] = str(read_object(folder / ERROR).get("error"))
         return cls(store, plan, metrics, errors, records)
 
     def __post_init__(self):

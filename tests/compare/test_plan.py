@@ -81,6 +81,7 @@ def test_a_sweep_varies_one_key(write_comparison):
     ({"tune": {"space": {"MF": {"reg_weight": 1}, "CMF": {}}}}, "reg_weight: needs a list or"),
     ({"tune": {"space": {"MF": {"reg_weight": []}, "CMF": {}}}}, "reg_weight: needs one choice or more"),
     ({"tune": {"space": {"MF": {"reg_weight": {"low": 2, "high": 1}}, "CMF": {}}}}, "low below high"),
+    ({"tune": {"space": {"MF": {"reg_weight": {"low": 0, "high": 10**400}}, "CMF": {}}}}, "low below high"),
     ({"tune": {"space": {"MF": {"reg_weight": {"low": 0, "high": 1, "log": True}}, "CMF": {}}}},
      "starts above 0"),
     ({"published": {"source": "T", "models": ["MF"]}}, "values is missing"),

@@ -280,7 +280,9 @@ def test_words_that_pandas_takes_for_missing_are_tokens(pair, tiny_config):
     (["--eval_args=RO"], "eval_args: 'RO' is a str, expected dict"),
     (["--topk={1}"], "topk: {1: None} is no length of a ranking"),
     (["--learner=null"], "learner: has no value (default: 'adam')"),
-    (["--train_neg_sample_args.distribution=[a]"], "RecBole refuses the configuration: The distribution"),
+    (["--train_neg_sample_args.distribution=[a]"],
+     "RecBole refuses the configuration: The distribution [['a']] of train_neg_sample_args should in "
+     "['uniform', 'popularity'] (set in: command line)"),
     (["--transform=mask"], "transform: There is no transform named 'mask'"),
     ([f"--dataset={'x' * 300}"], "is no name of a folder"),
     (["--source_domain=5"], "source_domain: needs a mapping with the key 'dataset', not 5"),

@@ -13,16 +13,6 @@ from recbole_mmdiff.data.preparation import prepare_parts
 from recbole_mmdiff.errors import ConfigError, DataError
 
 
-@pytest.fixture(scope="module")
-def config(tiny_config):
-    return Config(config_dict=tiny_config("MF"))
-
-
-@pytest.fixture(scope="module")
-def train(config):
-    return prepare_parts(config).train
-
-
 def epoch_of(loader, epoch):
     """One epoch's batches as plain lists of rows."""
     loader.set_epoch(epoch)

@@ -10,9 +10,7 @@ from hypothesis import strategies as st
 from recbole.data.interaction import Interaction
 from scipy.stats import chisquare
 
-from recbole_mmdiff.config import Config
 from recbole_mmdiff.data.loaders import NegativeItems, StageLoader, UserRowsLoader
-from recbole_mmdiff.data.preparation import prepare_parts
 from recbole_mmdiff.diffusion import fold_in, keyed_normal, keyed_uniform
 from recbole_mmdiff.errors import DataError
 
@@ -70,16 +68,6 @@ def test_noise_follows_from_seed_key_and_column_alone(keys, dim, seed, size, dra
     assert torch.equal(draw(keys, dim + 3, seed)[:, :dim], whole)
     assert torch.equal(draw(keys.flip(0), dim, seed).flip(0), whole)
     assert fold_in(seed, dim) == fold_in(seed, dim) != fold_in(seed, dim + 1)
-
-
-@pytest.fixture(scope="module")
-def config(tiny_config):
-    return Config(config_dict=tiny_config("MF"))
-
-
-@pytest.fixture(scope="module")
-def train(config):
-    return prepare_parts(config).train
 
 
 @pytest.mark.parametrize("kind", [StageLoader, UserRowsLoader])

@@ -95,6 +95,8 @@ def refused(store, *words):
     ("cells", [CELL | {"folder": "../../etc"}], ["cells[0].folder", "in the store"]),
     ("cells", [CELL | {"folder": "/etc"}], ["cells[0].folder", "in the store"]),
     ("cells", [CELL | {"folder": "C:\\x"}], ["cells[0].folder", "in the store"]),
+    ("cells", [CELL | {"folder": "x" * 300}], ["cells[0].folder", "in the store, in folders of plain names"]),
+    ("cells", [CELL | {"folder": ""}], ["cells[0].folder", "in the store"]),
     ("cells", ["x" * 10**6], ["cells[0]", "an object"]),
     ("cells", [CELL | {"sweep": {"model": "MF", "value": 1}}], ["cells[0].sweep.key", "missing"]),
     ("ours", ["XX"], ["ours", "XX"]),

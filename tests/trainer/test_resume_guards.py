@@ -65,6 +65,7 @@ def spoiled(state, keys, value):
 
 
 @pytest.mark.parametrize(("keys", "value"), [
+    (["config", "learning_rate"], torch.zeros(2)),
     (["state_dict"], None), (["model"], None), (["state_dict"], {"x": 1}), (["other_parameter"], {"to": 3}),
     (["numbers", "epoch"], "x"), (["progress", "epoch"], "1"), (["progress", "stage"], -1),
     (["progress", "best_score"], "x"), (["progress"], {"what": 1}), (["progress", "history"], [{}]),
