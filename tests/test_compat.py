@@ -125,7 +125,7 @@ def test_1_and_2_quick_start_is_importable_and_leaves_no_ray():
     assert done.stdout.strip() == "run_recbole False", done.stderr
 
 
-@pytest.mark.skipif(not compat._ray_cannot_start(), reason="ray works on this stack")
+@pytest.mark.skipif(not compat.patches._ray_cannot_start(), reason="ray works on this stack")
 def test_1_and_2_quick_start_fails_without_the_stand_in():
     with pytest.raises(ImportError):
         without(1, "recbole.quick_start.quick_start")
@@ -134,7 +134,7 @@ def test_1_and_2_quick_start_fails_without_the_stand_in():
 def test_2_stand_ins_nest_and_give_a_real_module_back(monkeypatch):
     real = ModuleType("ray")
     monkeypatch.setitem(sys.modules, "ray", real)
-    with compat._without_ray(real), compat._without_ray(real):
+    with compat.patches._without_ray(real), compat.patches._without_ray(real):
         assert sys.modules["ray"] is not real
     assert sys.modules["ray"] is real
 
@@ -399,7 +399,7 @@ def test_10_tensorboard_without_a_run_is_as_before(config, tmp_path):
 
 
 def test_11_kmeans_stand_in_can_be_imported_but_says_what_it_needs():
-    with compat._without_kmeans(ModuleType("any")):
+    with compat.patches._without_kmeans(ModuleType("any")):
         from kmeans_pytorch import kmeans
     with pytest.raises(ImportError, match="pip install kmeans-pytorch"):
         kmeans(None, num_clusters=2)

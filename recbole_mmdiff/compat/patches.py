@@ -1,14 +1,4 @@
-"""The only place that works around RecBole 1.2 against today's numpy, pandas, scipy and torch.
-
-Every workaround is a ``Patch``: the RecBole modules that it mends, why, whether the installed
-versions need it, and how to apply it. ``install`` registers an import hook that applies them right
-after such a module has run, and mends those that are loaded already. Nothing outside RecBole
-changes: a mended module sees numpy, torch, ... through a ``Namespace`` that replaces a few names
-(patch 12 alone takes back a global switch that RecBole turned).
-Spawned workers are mended too, for unpickling any of our objects imports this package.
-
-Neither torch nor RecBole is imported here before a RecBole module is.
-"""
+"""The breakages of RecBole 1.2, by number."""
 
 import builtins
 import logging
@@ -16,135 +6,15 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import Enum
-from functools import cache, partial
-from importlib import metadata
+from functools import partial
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
-_MARK = "_recbole_mmdiff_patches"  # Module attribute: the patches that were applied to it.
-
-
-@dataclass(frozen=True)
-class Patch:
-    """One workaround: ``apply`` changes a module after it ran, if ``needed()``.
-
-    ``number`` is the same for the patches that mend one breakage, ``modules`` a regular expression
-    for the names of the modules concerned. With ``around``, ``apply`` is instead a context manager
-    that holds while the module runs.
-    """
-
-    number: int
-    name: str
-    modules: str
-    reason: str
-    needed: Callable[[], bool]
-    apply: Callable[[ModuleType], Any]
-    around: bool = False
-
-
-PATCHES: list[Patch] = []
-
-
-def _patch(
-    number: int,
-    modules: str,
-    needed: Callable[[], bool] = lambda: True,
-    around: bool = False,
-    **since: tuple[int, ...],
-) -> Callable:
-    """Register the decorated function as a patch; the first line of its docstring is the reason.
-
-    It is needed from the releases of other packages named in ``since`` on.
-    """
-
-    def is_needed() -> bool:
-        return needed() and all(release(package) >= first for package, first in since.items())
-
-    def register(apply: Callable) -> Callable:
-        name, reason = apply.__name__.strip("_"), apply.__doc__.splitlines()[0]
-        PATCHES.append(Patch(number, name, f"recbole.{modules}", reason, is_needed, apply, around))
-        return apply
-
-    return register
-
-
-@cache
-def release(package: str) -> tuple[int, ...]:
-    """The installed release of a package, (2, 4, 6) for "2.4.6"; () if it is not installed."""
-    try:
-        return tuple(map(int, re.findall(r"\d+", metadata.version(package))[:3]))
-    except metadata.PackageNotFoundError:
-        return ()
-
-
-def active_patches() -> list[Patch]:
-    """The patches that the installed versions need, in order of number."""
-    return sorted((patch for patch in PATCHES if patch.needed()), key=lambda patch: patch.number)
-
-
-def install() -> None:
-    """Mend RecBole's modules: those loaded already now, the others when they are imported.
-
-    May be called again without effect.
-    """
-    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Finder())
-    for name in [name for name in sys.modules if _patches_for(name)]:
-        _mend(sys.modules[name])
-
-
-def _patches_for(name: str) -> list[Patch]:
-    if not name.startswith("recbole."):
-        return []
-    return [patch for patch in PATCHES if re.fullmatch(patch.modules, name) and patch.needed()]
-
-
-def _mend(module: ModuleType) -> None:
-    applied = vars(module).setdefault(_MARK, set())
-    for patch in _patches_for(module.__name__):
-        if patch.name not in applied and not patch.around:
-            patch.apply(module)
-            applied.add(patch.name)
-
-
-def _run_mended(run: Callable[[ModuleType], None], module: ModuleType) -> None:
-    """Run a module that is being imported, and mend it."""
-    vars(module).pop(_MARK, None)  # A reloaded module starts anew but keeps its attributes.
-    with ExitStack() as stack:
-        for patch in _patches_for(module.__name__):
-            if patch.around:
-                stack.enter_context(patch.apply(module))
-        run(module)
-    _mend(module)
-
-
-class _Finder:
-    """Finds the modules that have patches as the other finders do, and has them mended."""
-
-    def find_spec(self, name: str, path: Sequence[str] | None, target: Any = None) -> Any:
-        if not _patches_for(name):
-            return None
-        others = (finder for finder in sys.meta_path if finder is not self)
-        spec = next(filter(None, (other.find_spec(name, path, target) for other in others)), None)
-        if spec is not None:  # Every module of a folder has a loader of its own.
-            spec.loader.exec_module = partial(_run_mended, spec.loader.exec_module)
-        return spec
-
-
-class Namespace(ModuleType):
-    """A module of which a few names are replaced; every other name is looked up in the original."""
-
-    def __init__(self, original: ModuleType, **names: Any) -> None:
-        super().__init__(original.__name__)
-        vars(self).update(names, _original=original)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(vars(self)["_original"], name)
+from recbole_mmdiff.compat.mending import Namespace, patch, release
 
 
 @contextmanager
@@ -169,8 +39,8 @@ def _ray_cannot_start() -> bool:
     return not release("ray") or (_ray_is_old() and find_spec("pkg_resources") is None)
 
 
-@_patch(1, r"quick_start\.quick_start", _ray_cannot_start, around=True)
-@_patch(2, r"quick_start\.quick_start", _ray_is_old, around=True, numpy=(2,))
+@patch(1, r"quick_start\.quick_start", _ray_cannot_start, around=True)
+@patch(2, r"quick_start\.quick_start", _ray_is_old, around=True, numpy=(2,))
 def _without_ray(module: ModuleType) -> Any:
     """quick_start imports ray: absent, or wants setuptools < 82 (1) or numpy 1's bool8 (2).
 
@@ -179,20 +49,20 @@ def _without_ray(module: ModuleType) -> Any:
     return _stand_in("ray", tune=Namespace(ModuleType("ray.tune"), report=lambda **metrics: None))
 
 
-@_patch(3, r"config\.configurator", numpy=(2,))
+@patch(3, r"config\.configurator", numpy=(2,))
 def _config_without_aliases(module: ModuleType) -> None:
     """Config() makes global aliases out of np.float_ and others, which numpy 2 removed."""
     module.Config.compatibility_settings = lambda self: None
 
 
-@_patch(3, r"(evaluator\.metrics|data\.(interaction|dataset\.dataset)|trainer\.\w+)", numpy=(2,))
+@patch(3, r"(evaluator\.metrics|data\.(interaction|dataset\.dataset)|trainer\.\w+)", numpy=(2,))
 def _old_numpy_names(module: ModuleType) -> None:
     """np.float, np.bool and np.str are used, which numpy 2 lacks and Config cannot bring back."""
     np = module.np
     module.np = Namespace(np, float=np.float64, int=np.int_, bool=np.bool_, str=np.str_)
 
 
-@_patch(4, r"model\.\w+\.(spectralcf|gcmc|lightgcn|ngcf|ncl|kgin|mcclk)", scipy=(1, 13))
+@patch(4, r"model\.\w+\.(spectralcf|gcmc|lightgcn|ngcf|ncl|kgin|mcclk)", scipy=(1, 13))
 def _dok_update(module: ModuleType) -> None:
     """Graph models fill their adjacency with dok_matrix._update, which scipy 1.13 removed.
 
@@ -209,7 +79,7 @@ def _dok_update(module: ModuleType) -> None:
     module.sp = Namespace(module.sp, dok_matrix=FilledOnce)
 
 
-@_patch(5, r"(trainer\.trainer|model\.\w+\.(convncf|nais|ract|neumf|kd_dagfm|s3rec))")
+@patch(5, r"(trainer\.trainer|model\.\w+\.(convncf|nais|ract|neumf|kd_dagfm|s3rec))")
 def _plain_checkpoints(module: ModuleType) -> None:
     """Checkpoints pickle the Config, which torch >= 2.6 does not load, and which can run code."""
     from recbole_mmdiff import storage
@@ -241,7 +111,7 @@ def _without_modules(obj: Any) -> Any:
     return {**obj, "other_parameter": kept}
 
 
-@_patch(5, r"quick_start\.quick_start")
+@patch(5, r"quick_start\.quick_start")
 def _load_from_plain(module: ModuleType) -> None:
     """load_data_and_model builds the dataset out of the pickled Config of a checkpoint."""
 
@@ -278,7 +148,7 @@ def _restore_config(config_class: Callable, entries: dict[str, Any]) -> Any:
     return config
 
 
-@_patch(6, r"data\.dataset\.(dataset|kg_dataset|sequential_dataset)", pandas=(3,))
+@patch(6, r"data\.dataset\.(dataset|kg_dataset|sequential_dataset)", pandas=(3,))
 def _len_of_cells(module: ModuleType) -> None:
     """column.agg(len) means the length of every cell, and in pandas 3 that of the column.
 
@@ -292,7 +162,7 @@ def _len_of_cells(module: ModuleType) -> None:
     module.len = length
 
 
-@_patch(7, r"data\.dataset\.dataset", pandas=(3,))
+@patch(7, r"data\.dataset\.dataset", pandas=(3,))
 def _missing_sequences(module: ModuleType) -> None:
     """A missing cell of a _seq column crashes: it is filled in a copy of the column in pandas 3."""
     pd = module.pd
@@ -307,7 +177,7 @@ def _missing_sequences(module: ModuleType) -> None:
     module.pd = Namespace(pd, read_csv=read_csv)
 
 
-@_patch(8, r"data\.dataset\.dataset", pandas=(3,))
+@patch(8, r"data\.dataset\.dataset", pandas=(3,))
 def _missing_values(module: ModuleType) -> None:
     """Missing tokens become huge ids, floats stay NaN: they are filled in a copy in pandas 3."""
     import numpy as np
@@ -330,7 +200,7 @@ def _missing_values(module: ModuleType) -> None:
     module.Dataset._fill_nan = _fill_nan
 
 
-@_patch(9, r"trainer\.hyper_tuning", hyperopt=(0, 2, 7))
+@patch(9, r"trainer\.hyper_tuning", hyperopt=(0, 2, 7))
 def _generator_for_hyperopt(module: ModuleType) -> None:
     """Exhaustive search gives a RandomState where hyperopt >= 0.2.7 wants numpy's Generator."""
     np = module.np
@@ -344,7 +214,7 @@ class _NoTensorBoard:
         return lambda *args, **kwargs: None
 
 
-@_patch(10, r"trainer\.trainer")
+@patch(10, r"trainer\.trainer")
 def _tensorboard_of_the_run(module: ModuleType) -> None:
     """TensorBoard files go to the working directory, not to the run_folder of a log handler."""
     elsewhere = module.get_tensorboard
@@ -366,7 +236,7 @@ def _kmeans_is_undeclared() -> bool:
     return release("recbole") < (1, 2, 1) and find_spec("kmeans_pytorch") is None
 
 
-@_patch(11, r"model\.general_recommender\.ldiffrec", _kmeans_is_undeclared, around=True)
+@patch(11, r"model\.general_recommender\.ldiffrec", _kmeans_is_undeclared, around=True)
 def _without_kmeans(module: ModuleType) -> Any:
     """RecBole 1.2.0 imports an undeclared kmeans_pytorch with its general models, for LDiffRec."""
 
@@ -376,13 +246,13 @@ def _without_kmeans(module: ModuleType) -> Any:
     return _stand_in("kmeans_pytorch", kmeans=kmeans)
 
 
-@_patch(12, r"model\.sequential_recommender\.sine")
+@patch(12, r"model\.sequential_recommender\.sine")
 def _without_anomaly_detection(module: ModuleType) -> None:
     """Importing any sequential model turns autograd's slow anomaly detection on for all (SINE)."""
     module.torch.autograd.set_detect_anomaly(False)
 
 
-@_patch(13, r"trainer\.trainer", torch=(2, 4))
+@patch(13, r"trainer\.trainer", torch=(2, 4))
 def _current_grad_scaler(module: ModuleType) -> None:
     """torch warns at every epoch that torch.cuda.amp.GradScaler has another name now."""
     module.amp = Namespace(module.amp, GradScaler=partial(module.torch.amp.GradScaler, "cuda"))
