@@ -176,8 +176,9 @@ def split_by_recbole(build: Callable[[], list[Dataset]], seed: int) -> list[Data
             raise DataError(f"eval_args: RecBole cannot split by it: {error}") from error
     sizes = [len(part) for part in parts]
     if len(sizes) != 3 or 0 in sizes:
-        raise DataError(f"eval_args.split: gives parts of {sizes} interactions, but training, "
-                        f"validation and test must all hold some")
+        raise DataError(f"eval_args.split: of {parts[0].dataset_name} it gives parts of {sizes} "
+                        f"interactions, but training, validation and test must all hold some; use other "
+                        f"shares, or users with more rows")
     return parts
 
 

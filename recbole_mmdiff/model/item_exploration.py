@@ -54,7 +54,7 @@ class ItemExploration(nn.Module):
         for key, value in (("knn_k", knn_k), ("num_clusters", num_clusters), ("num_layers", num_layers)):
             at_least(key, value, 1)
         self.num_layers, self.knn_k, self.graph_weight = num_layers, knn_k, graph_weight
-        self.names = modality_names(dataset, names or None)
+        self.names = modality_names(dataset, names)
         with torch.no_grad():
             modalities = {name: tuple(part.to(device) for part in parts)
                           for name, parts in item_modalities(dataset, self.names, policy).items()}

@@ -97,6 +97,9 @@ def modality_names(dataset, names: list[str] | None) -> list[str]:
     if names is None:
         names = item_modality_names(dataset)
         logging.getLogger().info("modalities: %s", names or "none")
+    elif not names:
+        raise ConfigError("modalities: [] names none, but this model needs some; leave the key out to "
+                          "have all that there are")
     if not names:
         raise ConfigError(f"modalities: {dataset.dataset_name} has no features of items, but this model "
                           f"needs some; put <dataset>.<modality>.npy, .tokens and .json beside the .inter "

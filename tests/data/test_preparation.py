@@ -107,7 +107,7 @@ def test_seen_pairs_are_the_rows_of_all_parts(tiny_config):
 @pytest.mark.parametrize("split", [{"RS": [0.8, 0.2]}, {"RS": [0.9, 0.1, 0.0]},
                                    {"LS": "test_only"}], ids=str)
 def test_a_single_domain_needs_three_parts(tiny_config, split):
-    with pytest.raises(DataError, match=r"eval_args\.split: gives parts of \[\d+, \d+"):
+    with pytest.raises(DataError, match=r"eval_args\.split: of tgt it gives parts of \[\d+, \d+"):
         prepare_parts(single(tiny_config, "BPR", eval_args={"split": split}))
 
 

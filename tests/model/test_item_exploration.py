@@ -209,7 +209,8 @@ def test_fine_tuning_scores_explored_items(tiny_config, content, tmp_path):
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize(("keys", "message"), [
     ({"exploration_layers": 0}, "exploration_layers: 0 is too small"),
-    ({"knn_k": 0}, "knn_k: 0 is too small"), ({"graph_weight": 0.0}, "graph_weight")])
+    ({"knn_k": 0}, "knn_k: 0 is too small"), ({"modalities": []}, r"modalities: \[\] names none"),
+    ({"graph_weight": 0.0}, "graph_weight")])
 def test_bad_keys(made, model, keys, message):
     with pytest.raises(ConfigError, match=message):
         made(model, **{**EXPLORED, **keys})
