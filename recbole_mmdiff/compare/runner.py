@@ -16,7 +16,7 @@ from recbole_mmdiff.compare.workers import EXECUTORS, in_processes, on_ray
 from recbole_mmdiff.config import PASSES
 from recbole_mmdiff.config.sources import merge
 from recbole_mmdiff.errors import ConfigError, DataError, FolderInUse, one_of
-from recbole_mmdiff.evaluator import SOURCE, ranks_both
+from recbole_mmdiff.evaluator import GROUPS, SOURCE, ranks_both
 from recbole_mmdiff.files import locked, make_folder, remove_leftovers, write_json
 from recbole_mmdiff.report.formats import slug
 from recbole_mmdiff.report.plan import FORMAT, PLAN, check_plan
@@ -112,7 +112,7 @@ def check_metrics(config, metrics: list[str]) -> None:
         kind, _, rest = name.partition(".")
         if kind == "groups":
             group, _, rest = rest.partition(".")
-            one_of("metrics: groups", group, ("cold_users", "warm_users", "cold_items", "warm_items"))
+            one_of("metrics: groups", group, GROUPS if config.cross_domain else GROUPS[:4])
             kind, _, rest = rest.partition(".")
         one_of(f"metrics: {name}", kind, (*passes, "throughput", "seconds"))
         one_of(f"metrics: {name}", rest, sorted(_metrics_of(config, kind.removeprefix(SOURCE))))

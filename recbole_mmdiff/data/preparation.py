@@ -25,12 +25,14 @@ class Parts:
 
     ``train`` is what the model sees (its view, its positives); ``observed`` holds all target
     training rows of the split: what a ranking leaves out, and what makes a user or item warm.
+    ``num_overlap`` users are linked to the other domain, by the ids from 1 on; None of one domain.
     """
 
     train: Dataset
     valid: Dataset
     test: Dataset
     observed: Dataset
+    num_overlap: int | None = None
 
     @property
     def aside(self) -> dict[str, Dataset]:
@@ -46,7 +48,8 @@ class Parts:
 
     def of_source(self) -> "Parts":
         """The same parts of the source domain, which ``ratio`` splits, too."""
-        return Parts(*(part.source for part in (self.train, self.valid, self.test, self.observed)))
+        parts = (part.source for part in (self.train, self.valid, self.test, self.observed))
+        return Parts(*parts, self.num_overlap)
 
 
 def create_dataset(config) -> Dataset:
@@ -100,7 +103,7 @@ def prepare_parts(config) -> Parts:
         valid, test = (merged_view(part, with_source_rows=False) for part in (valid, test))
     if config.cross_domain and not getattr(config.model_class, "predicts_ratings", False):
         train = _positives(train, config)
-    return Parts(train, valid, test, observed)
+    return Parts(train, valid, test, observed, getattr(observed, "num_overlap", None))
 
 
 def _check_ratings(config, observed: Dataset) -> None:

@@ -26,6 +26,8 @@ from recbole_mmdiff.evaluator.sampled import sampled_candidates
 from recbole_mmdiff.negatives import KnownItems
 
 ROWS_AT_ONCE = 2**17
+#: cold: without a training row in the domain that is evaluated; the last two of two domains alone
+GROUPS = ("cold_users", "warm_users", "cold_items", "warm_items", "linked_users", "unlinked_users")
 
 
 @dataclass
@@ -34,7 +36,7 @@ class Evaluation:
 
     Attributes:
         metrics: pass -> metric -> value; a pass that the model or the data cannot do is None.
-        groups: group (``cold_users`` ...) -> the same for its part of the rows.
+        groups: group (of ``GROUPS``) -> the same for its part of the rows.
         per_user: ``pass.user`` -> (n,) tokens, ``pass.metric`` -> (n,) values.
         throughput: rows a second that ``predict`` scored; None without a pass over rows.
     """
@@ -74,7 +76,7 @@ class Evaluator:
         self.uid, self.iid = observed.uid_field, observed.iid_field
         self.sequential = config["MODEL_TYPE"] == ModelType.SEQUENTIAL
         users, items = observed.inter_feat[self.uid], observed.inter_feat[self.iid]
-        self.warm_users = torch.bincount(users, minlength=parts.test.user_num) > 0
+        self.user_groups = _user_groups(users, parts.test.user_num, parts.num_overlap)
         self.warm_items = torch.bincount(items, minlength=parts.test.item_num) > 0
         self.ranking_metrics = RankingMetrics(
             config, Counter(items.tolist()), parts.test.item_num, parts.test.user_num)
@@ -102,7 +104,7 @@ class Evaluator:
             model: a RecBole recommender.
             phase: ``valid`` or ``test``.
             passes: ``eval_passes`` by default.
-            by_group: also for cold and warm users and items, and user by user.
+            by_group: also for each of ``GROUPS``, and user by user.
         """
         passes = self.config["eval_passes"] if passes is None else passes
         with repeatable(model, self.config["seed"]):
@@ -256,16 +258,17 @@ class Evaluator:
     # ---- groups and users ----------------------------------------------------------------------
 
     def _groups(self, part) -> dict[str, np.ndarray]:
-        """Masks over rows: a user or item is warm if it has a target training row."""
-        user = self.warm_users[part.inter_feat[self.uid]].numpy()
-        item = self.warm_items[part.inter_feat[self.iid]].numpy()
-        return {"cold_users": ~user, "warm_users": user, "cold_items": ~item, "warm_items": item}
+        """Masks over rows."""
+        user, item = (part.inter_feat[field].numpy() for field in (self.uid, self.iid))
+        warm = self.warm_items.numpy()[item]
+        return {"cold_items": ~warm, "warm_items": warm,
+                **{group: mask[user] for group, mask in self.user_groups.items()}}
 
     def _by_user_group(self, evaluation, name, users, values) -> None:
-        warm = self.warm_users.numpy()[users]
-        for group, mask in (("cold_users", ~warm), ("warm_users", warm)):
-            part = {key: value[mask] for key, value in values.items()}
-            evaluation.groups.setdefault(group, {})[name] = _means(part) if mask.any() else None
+        for group, mask in self.user_groups.items():
+            own = mask[users]
+            part = {key: value[own] for key, value in values.items()}
+            evaluation.groups.setdefault(group, {})[name] = _means(part) if own.any() else None
 
     def _by_item_group(self, evaluation, name, ranking, requests) -> None:
         """The same rankings, with only the cold or only the warm items relevant."""
@@ -285,6 +288,16 @@ class Evaluator:
         tokens = self.parts.test.field2id_token[self.uid][users]
         evaluation.per_user |= {f"{name}.user": tokens.astype(str)}
         evaluation.per_user |= {f"{name}.{key}": value for key, value in values.items()}
+
+
+def _user_groups(users: torch.Tensor, count: int, num_overlap: int | None) -> dict[str, np.ndarray]:
+    """group -> which of ``count`` ids are in it, of the users of the training rows."""
+    warm = np.bincount(users.numpy(), minlength=count) > 0
+    groups = {"cold_users": ~warm, "warm_users": warm}
+    if num_overlap is not None:
+        linked = np.arange(count) <= num_overlap
+        groups |= {"linked_users": linked, "unlinked_users": ~linked}
+    return groups
 
 
 def _means(values: dict[str, np.ndarray]) -> dict[str, float]:

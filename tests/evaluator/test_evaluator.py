@@ -272,6 +272,7 @@ def grouped(prepare):
     ready.found = ready.evaluator.evaluate(Table(ready.scores), "test", by_group=True)
     observed = rows_of(ready.parts.observed)
     ready.warm_users, ready.warm_items = ({row[place] for row in observed} for place in (0, 1))
+    ready.linked = ready.parts.train.num_overlap
     return ready
 
 
@@ -280,6 +281,8 @@ def test_groups_are_told_by_training_rows(grouped):
     for group, wanted in {
             "cold_users": lambda user, item: user not in grouped.warm_users,
             "warm_users": lambda user, item: user in grouped.warm_users,
+            "linked_users": lambda user, item: user <= grouped.linked,
+            "unlinked_users": lambda user, item: user > grouped.linked,
             "cold_items": lambda user, item: item not in grouped.warm_items,
             "warm_items": lambda user, item: item in grouped.warm_items}.items():
         errors = [abs(grouped.scores[user, item].item() - rating) for user, item, rating in rows
@@ -290,12 +293,16 @@ def test_groups_are_told_by_training_rows(grouped):
         else:
             assert found["mae"] == pytest.approx(np.mean(errors), rel=1e-6)
     assert grouped.found.groups["cold_items"]["rating"] and grouped.found.groups["warm_items"]["rating"]
+    assert grouped.found.groups["linked_users"]["rating"] and grouped.found.groups["unlinked_users"]["rating"]
 
 
 def test_user_groups_of_the_ranking(grouped):
     slow = slow_full_ranking(grouped, 5, [grouped.parts.observed, grouped.parts.valid])
-    for group, warm in (("cold_users", False), ("warm_users", True)):
-        part = {user: one for user, one in slow.items() if (user in grouped.warm_users) == warm}
+    for group, wanted in {"cold_users": lambda user: user not in grouped.warm_users,
+                          "warm_users": lambda user: user in grouped.warm_users,
+                          "linked_users": lambda user: user <= grouped.linked,
+                          "unlinked_users": lambda user: user > grouped.linked}.items():
+        part = {user: one for user, one in slow.items() if wanted(user)}
         found = grouped.found.groups[group]["ranking_full"]
         if part:
             assert_ranking(found, means(part), 5)

@@ -320,6 +320,10 @@ def test_both_domains_are_evaluated(tiny_config, content, tmp_path):
         gains.append(sum(discounts[rank] for rank, item in enumerate(order[:10]) if item in items)
                      / discounts[:min(10, len(items))].sum())
     assert found["ndcg@10"] == pytest.approx(np.mean(gains), abs=1e-9)
+    linked = [gain for user, gain in zip(wanted, gains, strict=True) if user <= parts.num_overlap]
+    assert 0 < len(linked) < len(gains)
+    assert made.metrics["groups"]["linked_users"]["source_ranking_full"]["ndcg@10"] \
+        == pytest.approx(np.mean(linked), abs=1e-9)
     history = made.metrics["history"][-1]
     evaluator = make_evaluator(made.config, parts)
     assert isinstance(evaluator, DualEvaluator)
