@@ -119,13 +119,18 @@ def _run_command(options: argparse.Namespace, rest: list[str]) -> int:
         recommend.main(options)
         return 0
     # Imported here: RecBole and torch take seconds that --help and mistakes need not wait for.
-    from recbole_mmdiff.config import find_config_file, parse_overrides
+    from recbole_mmdiff.config import parse_overrides
 
-    if options.command == "compare":
-        return _compare(options, parse_overrides(rest))
+    return (_compare if options.command == "compare" else _run)(options, parse_overrides(rest))
+
+
+def _run(options: argparse.Namespace, overrides: dict) -> int:
+    """``check`` of what a run would read, or the run itself."""
+    from recbole_mmdiff.config import find_config_file
+
     files = [find_config_file(name) for name in options.config]
     arguments = {"model": options.model, "dataset": options.dataset, "config_files": files,
-                 "overrides": parse_overrides(rest)}
+                 "overrides": overrides}
     if options.command == "check":
         from recbole_mmdiff.check import check
 
