@@ -48,7 +48,7 @@ class MatchedRecommender(DualVectors, StagedRecommender):
             guidance=config["guidance"], epsilon=config["epsilon"], cost_scale=config["cost_scale"],
             tolerance=config["matching_tolerance"])
         self.guidance = UserGuidance(matcher, self.num_linked, config["guidance_temperature"],
-                                     config["linked_share"])
+                                     config["linked_share"], config["guided_users"])
         self.guides = self.guidance_weight > 0 and matcher.matching != "none"
 
     def stages(self) -> list[Stage]:

@@ -4,9 +4,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from recbole_mmdiff.errors import at_least, share
+from recbole_mmdiff.errors import at_least, one_of, share
 from recbole_mmdiff.model.base import take
 from recbole_mmdiff.model.user_matching import Halves, Partners, UserMatching, shared_places
+
+#: whose loss it is
+GUIDED = ("all", "linked")
 
 
 class UserGuidance(nn.Module):
@@ -17,6 +20,7 @@ class UserGuidance(nn.Module):
         num_linked: the ids of linked users are 1 .. num_linked in both domains.
         temperature: of the cosines.
         linked_share: see ``halves``.
+        guided: ``all`` users are drawn to whom they are matched with, or the ``linked`` ones alone.
 
     Attributes:
         linked_counts: linked users that stood in both halves, of each batch since it was emptied.
@@ -25,10 +29,12 @@ class UserGuidance(nn.Module):
         ConfigError: a value that is not accepted.
     """
 
-    def __init__(self, matcher: UserMatching, num_linked: int, temperature: float, linked_share: float):
+    def __init__(self, matcher: UserMatching, num_linked: int, temperature: float, linked_share: float,
+                 guided: str):
         super().__init__()
         at_least("guidance_temperature", temperature, 1e-6)
         share("linked_share", linked_share)
+        self.guided = one_of("guided_users", guided, GUIDED)
         self.matcher, self.num_linked = matcher, num_linked
         self.temperature, self.linked_share = temperature, linked_share
         self.linked_counts: list[int] = []
@@ -52,7 +58,7 @@ class UserGuidance(nn.Module):
                 torch.unique(torch.cat([target, joining(source, has_rows[1])])))
 
     def forward(self, users: tuple[Tensor, Tensor], tables: tuple[Tensor, Tensor]) -> Tensor:
-        """L_C (Eq. 23), a scalar: the mean over the users of the source, and over those of the target.
+        """L_C (Eq. 23), a scalar: the mean over the guided users of the source, and over those of the target.
 
         Args:
             users: source ids (n,) and target ids (m,), distinct and sorted.
@@ -79,5 +85,7 @@ class UserGuidance(nn.Module):
         negatives = similarity.masked_fill(left_out, torch.finfo(similarity.dtype).min).logsumexp(1)
         # A user without a partner, or without negatives, has nothing to say.
         counts = partners.exist & ~left_out.all(1)
+        if self.guided == "linked":
+            counts &= torch.zeros_like(counts).index_fill_(0, links[0], True)
         losses = torch.where(counts, negatives - positive, 0)
         return losses.sum() / counts.sum().clamp(min=1)

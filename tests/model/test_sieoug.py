@@ -15,7 +15,7 @@ from recbole_mmdiff.data.preparation import prepare_parts
 from recbole_mmdiff.errors import ConfigError
 from recbole_mmdiff.evaluator import DualEvaluator, make_evaluator
 from recbole_mmdiff.model.sieoug import SIEOUG
-from recbole_mmdiff.model.user_guidance import UserGuidance
+from recbole_mmdiff.model.user_guidance import GUIDED, UserGuidance
 from recbole_mmdiff.model.user_matching import MATCHINGS, UserMatching, shared_places
 from recbole_mmdiff.transport import match_users
 
@@ -158,7 +158,7 @@ def test_contrastive_loss_by_hand(built, temperature):
         assert found.item() == pytest.approx(np.mean(losses), rel=1e-9)
 
 
-def guidance_by_hand(plan, source, target, links, temperature):
+def guidance_by_hand(plan, source, target, links, temperature, guided="all"):
     """Eq. 23, user by user: negatives are the other domain's users but for the linked and the most
     probable one."""
     total = 0.0
@@ -166,7 +166,7 @@ def guidance_by_hand(plan, source, target, links, temperature):
                                         (target, source, plan.T, {t: s for s, t in links})):
         losses = []
         for user, row in enumerate(matrix):
-            if not row.sum():
+            if not row.sum() or (guided == "linked" and user not in linked):
                 continue
             matched = unit(sum(mass * others[other] for other, mass in enumerate(row)))
             negatives = [other for other in range(len(others))
@@ -177,9 +177,11 @@ def guidance_by_hand(plan, source, target, links, temperature):
     return total
 
 
+@pytest.mark.parametrize("guided", GUIDED)
 @pytest.mark.parametrize("matching", [matching for matching in MATCHINGS if matching != "none"])
-def test_loss_across_domains_by_hand(built, matching):
-    model, batch, _ = built(matching=matching, guidance_weight=0.7, temperature=0.5, guidance_temperature=0.5)
+def test_loss_across_domains_by_hand(built, matching, guided):
+    model, batch, _ = built(matching=matching, guided_users=guided, guidance_weight=0.7, temperature=0.5,
+                            guidance_temperature=0.5)
     users = model.guidance.halves(batch["source_user_id"], batch["user_id"],
                                   torch.zeros(model.num_linked + 1), known_of(model))
     tables = [model.domains[name].representations().users for name in ("source", "target")]
@@ -190,7 +192,8 @@ def test_loss_across_domains_by_hand(built, matching):
     model.guidance.matcher.plan = lambda halves: plans.append(plan(halves)) or plans[-1]
     found = model.guidance(users, tuple(tables))
     assert model.guidance.linked_counts == [len(links)]
-    expected = guidance_by_hand(numbers(plans[0]), *(unit(numbers(part)) for part in vectors), links, 0.5)
+    expected = guidance_by_hand(numbers(plans[0]), *(unit(numbers(part)) for part in vectors), links, 0.5,
+                                guided)
     assert found.item() == pytest.approx(expected, rel=1e-6)
     rest = sum(model.domains[name].contrastive_loss(batch[prefix + "user_id"], batch[prefix + "item_id"],
                                                     model.domains[name].representations(), 0.5)
@@ -385,6 +388,7 @@ def test_source_rows_of_the_test_reach_nothing(tiny_config, content, tmp_path):
     ("epsilon", 0, "epsilon: 0 is too small"),
     ("train_neg_ratio", 1, "train_neg_ratio: SIEOUG reads no such negatives"),
     ("linked_share", 2, "linked_share: 2 is no share"),
+    ("guided_users", "cold", "guided_users: 'cold' is not known, use one of"),
     ("num_clusters", 0, "num_clusters: 0 is too small"),
     ("num_clusters", 10**6, "num_clusters, cluster_weight, anneal_from: .*too large"),
     ("graph_weight", 0, "graph_weight: mu=0"),
@@ -414,7 +418,7 @@ def test_a_guidance_without_linked_users():
     """Two domains with nobody in common are matched all the same."""
     matcher = UserMatching(9, matching="transport", scope="batch", guidance="mask", epsilon=0.1,
                            cost_scale="unit", tolerance=1e-4)
-    guidance = UserGuidance(matcher, 0, temperature=1.0, linked_share=1.0)
+    guidance = UserGuidance(matcher, 0, temperature=1.0, linked_share=1.0, guided="all")
     users = torch.arange(1, 5), torch.arange(5, 8)
     draw = torch.Generator().manual_seed(1)
     tables = tuple(torch.randn(9, 3, generator=draw, requires_grad=True) for _ in users)
