@@ -21,6 +21,7 @@ def settle_processes(final: dict) -> None:
     """
     at_least("nproc", final["nproc"], 1)
     at_least("group_offset", final["group_offset"], 0)
+    at_least("worker", final["worker"], 0)
     if distributed.launched() > 1:
         final["nproc"], final["world_size"] = 1, distributed.launched()
         return

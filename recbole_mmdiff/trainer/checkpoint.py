@@ -82,6 +82,8 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
     """Raises ValueError or KeyError for the state of another optimiser."""
     check_form("param_groups", state["param_groups"], optimizer.state_dict()["param_groups"])
     optimizer.load_state_dict(state)
+    if len({frozenset(values) for values in optimizer.state.values()}) > 1:
+        raise ValueError("an optimiser does not keep the same of all parameters")
     for parameter, values in optimizer.state.items():
         for name, value in values.items():
             if not isinstance(value, torch.Tensor) or value.numel() not in (1, parameter.numel()):

@@ -287,6 +287,7 @@ def test_words_that_pandas_takes_for_missing_are_tokens(pair, tiny_config):
     ([f"--dataset={'x' * 300}"], "is no name of a folder"),
     (["--source_domain=5"], "source_domain: needs a mapping with the key 'dataset', not 5"),
     (["--config=none.yaml"], "--config: there is no file none.yaml"),
+    (["--worker=-1"], "worker: -1 is too small, use 0 or more"),
 ])
 def test_keys_and_values_that_are_refused(refused, words, expected):
     assert expected in refused(*words)

@@ -74,6 +74,7 @@ def spoiled(state, keys, value):
     (["optimizers", "optimizer", "param_groups", 0, "lr"], "x"),
     (["optimizers", "optimizer", "param_groups", 0, "betas"], 3),
     (["optimizers", "optimizer", "state", 0, "exp_avg"], 3.0),
+    (["optimizers", "optimizer", "state", 0, "exp_avg"], None),
     (["optimizers", "optimizer", "state", 0, "exp_avg"], torch.zeros(1, 2))])
 def test_a_checkpoint_of_another_form_is_refused(killed, keys, value):
     state = load_plain(killed / "checkpoint.pth")
