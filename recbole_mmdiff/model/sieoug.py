@@ -29,7 +29,7 @@ class SIEOUG(ExploresItems, MatchedRecommender):
     Scores are cosines. Both domains are evaluated (dual target).
 
     Ablations: ``matching: none`` is SIEOUG-O, ``links`` SIEOUG-M, ``gromov`` SIEOUG-G; ``guidance: none``
-    is plain Sinkhorn.
+    is plain Sinkhorn. Ours: ``guided_users: linked`` draws linked users alone.
 
     Deviations:
         - The hypergraph has D_E^-1 where Eq. 13 prints D_E^-1/2, which lets vectors grow in every layer. Its

@@ -158,7 +158,7 @@ def test_contrastive_loss_by_hand(built, temperature):
         assert found.item() == pytest.approx(np.mean(losses), rel=1e-9)
 
 
-def guidance_by_hand(plan, source, target, links, temperature, guided="all"):
+def guidance_by_hand(plan, source, target, links, temperature, guided):
     """Eq. 23, user by user: negatives are the other domain's users but for the linked and the most
     probable one."""
     total = 0.0
